@@ -1,0 +1,1 @@
+"""Experiments: one file per run. Copy one to make the next."""

@@ -1,0 +1,100 @@
+"""Policy: what the algorithm asks of a network, and what a network says of given tokens."""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import jax
+import jax.numpy as jnp
+
+from grpo_jax.ops import log_probs as log_probs_ops
+from grpo_jax.types import Params, Rollout
+
+Prefix = Any
+"""What a network keeps of the prompts (keys and values [P, ...] per layer); a pytree."""
+Cache = Any
+"""What it keeps of the completions while decoding (T slots each, prompt not included); a pytree."""
+
+
+class Extend(Protocol):
+    def __call__(
+        self, params: Params, prefix: Prefix, tokens: jax.Array, cache: Cache | None = None
+    ) -> tuple[jax.Array, Cache | None]: ...
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Policy:
+    """A network as four pure functions over a parameter tree.
+
+    Attributes:
+        prefill: (params, tokens [P, L], mask [P, L]) -> prefix, last hidden state [P, D]. The
+            prompt is read once for its whole group.
+        extend: (params, prefix, tokens [P, G, S], cache=None) -> hidden [P, G, S, D], cache. The
+            tokens follow the prompt, or what the cache holds already; a token sees its prompt and
+            its own completion up to itself. One function decodes (S = 1, a cache) and scores
+            (S = T, none), so that sampler and scorer are one graph.
+        unembed: (params, hidden [..., D]) -> logits [..., V].
+        init_cache: (prefix, group_size, num_tokens) -> an empty cache of that many slots.
+    """
+
+    prefill: Callable[[Params, jax.Array, jax.Array], tuple[Prefix, jax.Array]]
+    extend: Extend
+    unembed: Callable[[Params, jax.Array], jax.Array]
+    init_cache: Callable[[Prefix, int, int], Cache]
+
+
+@functools.partial(
+    jax.jit, static_argnames=("policy", "temperature", "with_entropy", "chunk_tokens")
+)
+def completion_log_probs(
+    policy: Policy,
+    params: Params,
+    rollout: Rollout,
+    *,
+    temperature: float = 1.0,
+    with_entropy: bool = False,
+    chunk_tokens: int = 512,
+) -> tuple[jax.Array, jax.Array | None]:
+    """Log-probabilities of a rollout's completion tokens: old, reference and current alike.
+
+    Args:
+        policy: the network.
+        params: its parameters; gradients flow to them.
+        rollout: P groups of G completions.
+        temperature: logits are divided by it, as the sampler divided them.
+        with_entropy: also the entropy of the distribution at each token, without gradient.
+        chunk_tokens: tokens whose logits are held at once.
+
+    Returns:
+        [P, G, T] float32 log-probabilities in nats under the whole distribution (top-k, top-p and
+        min-p do not enter; see `Rollout.support_log_mass`), and [P, G, T] float32 entropies in nats
+        or None. Both are 0 outside `completion_mask`.
+
+    Raises:
+        ValueError: `temperature` is not positive. The greedy policy gives log 0 to all other tokens.
+    """
+    if not temperature > 0:
+        raise ValueError(
+            f"temperature is {temperature}; log-probabilities need one above 0 "
+            "(temperature 0 is the greedy policy: sample with it, do not train on it)"
+        )
+    prefix, last_hidden = policy.prefill(params, rollout.prompt, rollout.prompt_mask)
+    num_prompts, group_size, num_tokens = rollout.completion.shape
+    # The prompt predicts the first token; each token predicts the next; the last predicts none.
+    first = jnp.broadcast_to(
+        last_hidden[:, None, None], (num_prompts, group_size, 1, last_hidden.shape[-1])
+    )
+    if num_tokens > 1:
+        hidden, _ = policy.extend(params, prefix, rollout.completion[:, :, :-1])
+        hidden = jnp.concatenate([first, hidden], axis=2)
+    else:
+        hidden = first
+    log_probs, entropies = log_probs_ops.chunked(
+        lambda h: policy.unembed(params, h).astype(jnp.float32) / temperature,
+        hidden,
+        rollout.completion,
+        chunk_tokens=chunk_tokens,
+        with_entropy=with_entropy,
+    )
+    return jax.tree.map(lambda x: jnp.where(rollout.completion_mask, x, 0.0), (log_probs, entropies))

@@ -1,0 +1,97 @@
+"""The pytrees that flow between the steps, and the letters of their axes.
+
+P prompts, G group size, L prompt tokens, T completion tokens, V vocabulary. Everything is padded on
+the right, and a completion starts at its prompt's true length. Arrays keep the group axis from the
+sampler to the loss.
+"""
+
+import dataclasses
+from typing import Any
+
+import jax
+
+Params = Any
+"""The parameters of a policy: a nested dict of arrays."""
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Prompts:
+    """Prompts, once each.
+
+    Attributes:
+        tokens: [P, L] int32.
+        mask: [P, L] bool, True on real tokens; padding is on the right.
+    """
+
+    tokens: jax.Array
+    mask: jax.Array
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Rollout:
+    """Groups of completions, as sampled.
+
+    Attributes:
+        prompt: [P, L] int32.
+        prompt_mask: [P, L] bool, True on real tokens.
+        completion: [P, G, T] int32; ids as sampled, never re-tokenised text.
+        completion_mask: [P, G, T] bool, True on tokens that the policy chose, its end token
+            included. Nothing else enters a loss.
+        sampler_log_probs: [P, G, T] float32, in nats, under the distribution each token was drawn
+            from (its temperature, its top-k, top-p, min-p support); 0 outside the mask.
+        support_log_mass: [P, G, T] float32, log of the probability that this support had before it
+            was cut out and renormalised: 0 where nothing was cut. `sampler_log_probs +
+            support_log_mass` is the log-probability under the whole distribution.
+        truncated: [P, G] bool, ended by length and not by an end token.
+    """
+
+    prompt: jax.Array
+    prompt_mask: jax.Array
+    completion: jax.Array
+    completion_mask: jax.Array
+    sampler_log_probs: jax.Array
+    support_log_mass: jax.Array
+    truncated: jax.Array
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Batch:
+    """A rollout and all that the loss needs besides the policy. Whole groups only.
+
+    Attributes:
+        rollout: the completions.
+        advantages: [P, G, T] or [P, G, 1] float32.
+        old_log_probs: [P, G, T] float32, of the policy at the start of the update phase, or None:
+            then the policy is still that one, and its own log-probabilities serve.
+        ref_log_probs: [P, G, T] float32, of the reference, or None without a KL term.
+        weights: [P, G, T] float32, how much each token counts in
+            `loss = sum(weights * per_token_loss)`, or None: then they follow from this batch's mask.
+            They are filled in for the whole optimizer step before it is cut into micro-batches.
+    """
+
+    rollout: Rollout
+    advantages: jax.Array
+    old_log_probs: jax.Array | None = None
+    ref_log_probs: jax.Array | None = None
+    weights: jax.Array | None = None
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class TrainState:
+    """All that an update changes and a checkpoint holds; arrays only.
+
+    Attributes:
+        params: the policy's parameters.
+        opt_state: Optax's.
+        step: int32 scalar, steps finished (one step is one phase of sampling and its updates).
+        key: the base key, never consumed: step n uses what is folded in from n.
+    """
+
+    params: Params
+    opt_state: Any
+    step: jax.Array
+    key: jax.Array

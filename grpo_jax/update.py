@@ -1,0 +1,123 @@
+"""One optimizer step: weights from the whole step, gradients summed over micro-batches, Optax."""
+
+import dataclasses
+import functools
+from collections.abc import Iterator
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from grpo_jax.objectives.base import Metrics, Objective
+from grpo_jax.policy import Policy, completion_log_probs
+from grpo_jax.types import Batch, Params, TrainState
+
+
+def minibatches(batch: Batch, num_minibatches: int, num_epochs: int = 1) -> Iterator[Batch]:
+    """Cuts a batch along its prompts, never within a group, `num_epochs` times over.
+
+    Raises:
+        ValueError: the prompts do not divide by `num_minibatches`.
+    """
+    num_prompts = batch.advantages.shape[0]
+    if num_prompts % num_minibatches:
+        raise ValueError(
+            f"{num_prompts} prompts do not divide into {num_minibatches} mini-batches of whole "
+            "groups; change num_prompts or num_minibatches"
+        )
+    size = num_prompts // num_minibatches
+    for _ in range(num_epochs):
+        for start in range(0, num_prompts, size):
+            part = slice(start, start + size)
+            yield batch if size == num_prompts else jax.tree.map(lambda x: x[part], batch)  # noqa: B023
+
+
+@functools.partial(
+    jax.jit,
+    static_argnames=("policy", "objective", "optimizer", "temperature", "micro_batch_prompts"),
+    donate_argnames="state",
+)
+def update(
+    policy: Policy,
+    objective: Objective,
+    optimizer: optax.GradientTransformation,
+    state: TrainState,
+    batch: Batch,
+    *,
+    temperature: float = 1.0,
+    micro_batch_prompts: int = 0,
+) -> tuple[TrainState, Metrics]:
+    """One optimizer step on a (mini-)batch of whole groups.
+
+    Args:
+        policy: the network.
+        objective: gives the token weights and the loss.
+        optimizer: gradient clipping, schedule and all.
+        state: its buffers are donated: use the returned one.
+        batch: P groups.
+        temperature: the sampler's.
+        micro_batch_prompts: groups whose activations are held at once; 0 takes all. The result is
+            the same up to rounding.
+
+    Returns:
+        the new state, and metrics: `loss`, `grad_norm`, token means of the objective's diagnostics,
+        `entropy`, `sampler_mismatch/mean` and `/max`, and `finite`: whether loss and gradient
+        were. If not, the state is returned as it came, but for nothing.
+    """
+    mask = batch.rollout.completion_mask
+    # From the mask of the whole step: parts of it then add up.
+    batch = dataclasses.replace(batch, weights=objective.weights(mask))
+
+    def loss_fn(params: Params, part: Batch) -> tuple[jax.Array, tuple[Metrics, Metrics]]:
+        log_probs, entropy = completion_log_probs(
+            policy, params, part.rollout, temperature=temperature, with_entropy=True
+        )
+        loss, sums = objective.loss_and_sums(log_probs, part)
+        anchor = log_probs if part.old_log_probs is None else part.old_log_probs
+        drawn = part.rollout.sampler_log_probs + part.rollout.support_log_mass
+        mismatch = jnp.where(part.rollout.completion_mask, jnp.abs(drawn - anchor), 0.0)
+        sums |= {"entropy": entropy.sum(), "sampler_mismatch/mean": mismatch.sum(), "loss": loss}
+        return loss, jax.lax.stop_gradient((sums, {"sampler_mismatch/max": mismatch.max()}))
+
+    grad_fn = jax.grad(loss_fn, has_aux=True)
+    num_prompts = mask.shape[0]
+    if micro_batch_prompts in (0, num_prompts):
+        grads, (sums, maxima) = grad_fn(state.params, batch)
+    else:
+        parts = _micro_batches(batch, micro_batch_prompts)
+
+        def accumulate(grads: Params, part: Batch):
+            new, aux = grad_fn(state.params, part)
+            return jax.tree.map(jnp.add, grads, new), aux
+
+        zeros = jax.tree.map(jnp.zeros_like, state.params)
+        grads, (sums, maxima) = jax.lax.scan(accumulate, zeros, parts)
+        sums = jax.tree.map(lambda x: x.sum(axis=0), sums)
+        maxima = jax.tree.map(lambda x: x.max(axis=0), maxima)
+
+    tokens = jnp.maximum(sums.pop("tokens"), 1)
+    loss = sums.pop("loss")
+    metrics = {name: value / tokens for name, value in sums.items()} | maxima
+    metrics |= {"loss": loss, "grad_norm": optax.global_norm(grads)}
+    metrics["finite"] = jnp.isfinite(loss) & jnp.isfinite(metrics["grad_norm"])
+    changes, opt_state = optimizer.update(grads, state.opt_state, state.params)
+    params = optax.apply_updates(state.params, changes)
+    params, opt_state = jax.tree.map(
+        lambda new, old: jnp.where(metrics["finite"], new, old),
+        (params, opt_state),
+        (state.params, state.opt_state),
+    )
+    return dataclasses.replace(state, params=params, opt_state=opt_state), metrics
+
+
+def _micro_batches(batch: Batch, size: int) -> Batch:
+    """[P, ...] -> [number of parts, size, ...]; groups added to fill the last part weigh nothing."""
+    num_prompts = batch.advantages.shape[0]
+    num_parts = -(-num_prompts // size)
+    padding = num_parts * size - num_prompts
+
+    def cut(x: jax.Array) -> jax.Array:
+        x = jnp.pad(x, [(0, padding)] + [(0, 0)] * (x.ndim - 1))
+        return x.reshape(num_parts, size, *x.shape[1:])
+
+    return jax.tree.map(cut, batch)
