@@ -72,7 +72,7 @@ def completion_log_probs(
         or None. Both are 0 outside `completion_mask`.
 
     Raises:
-        ValueError: `temperature` is not positive. The greedy policy gives log 0 to all other tokens.
+        ValueError: `temperature` is not positive (the greedy policy has no finite ones).
     """
     if not temperature > 0:
         raise ValueError(
@@ -97,4 +97,5 @@ def completion_log_probs(
         chunk_tokens=chunk_tokens,
         with_entropy=with_entropy,
     )
-    return jax.tree.map(lambda x: jnp.where(rollout.completion_mask, x, 0.0), (log_probs, entropies))
+    mask = rollout.completion_mask
+    return jax.tree.map(lambda x: jnp.where(mask, x, 0.0), (log_probs, entropies))

@@ -68,8 +68,8 @@ class Batch:
             then the policy is still that one, and its own log-probabilities serve.
         ref_log_probs: [P, G, T] float32, of the reference, or None without a KL term.
         weights: [P, G, T] float32, how much each token counts in
-            `loss = sum(weights * per_token_loss)`, or None: then they follow from this batch's mask.
-            They are filled in for the whole optimizer step before it is cut into micro-batches.
+            `loss = sum(weights * per_token_loss)`, or None: then they follow from this batch's
+            mask. Filled in for the whole optimizer step before it is cut into micro-batches.
     """
 
     rollout: Rollout

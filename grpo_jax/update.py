@@ -111,7 +111,7 @@ def update(
 
 
 def _micro_batches(batch: Batch, size: int) -> Batch:
-    """[P, ...] -> [number of parts, size, ...]; groups added to fill the last part weigh nothing."""
+    """[P, ...] -> [number of parts, size, ...]; groups that fill up the last part weigh 0."""
     num_prompts = batch.advantages.shape[0]
     num_parts = -(-num_prompts // size)
     padding = num_parts * size - num_prompts

@@ -47,7 +47,7 @@ def group_attention(
         keys: [P, G, K, T, H] float, the completions' own; slot t holds token t.
         values: [P, G, K, T, H] float.
         offset: how many tokens come before the first query; it sees the slots 0..offset.
-        prompt_keys: [P, K, L, H] float, or None where there is no prompt before (the prompt itself).
+        prompt_keys: [P, K, L, H] float, or None where no prompt comes before (in the prompt).
         prompt_values: [P, K, L, H] float.
         prompt_mask: [P, L] bool, True on real tokens.
 

@@ -5,6 +5,7 @@ arrays (`layers_0`, ...), which is the fastest form for decoding. Kernels are [i
 """
 
 import dataclasses
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -81,7 +82,7 @@ class Block(nn.Module):
 
     def setup(self):
         c = self.config
-        normal, ones = nn.initializers.normal(0.02), nn.initializers.ones
+        normal, ones = nn.initializers.lecun_normal(), nn.initializers.ones
         inner, kv = c.num_heads * c.head_dim, c.num_kv_heads * c.head_dim
         self.attention_norm = self.param("attention_norm", ones, (c.hidden_size,))
         self.query = self.param("query", normal, (c.hidden_size, inner))
@@ -145,7 +146,7 @@ class Decoder(nn.Module):
             self.head = self.param("head", normal, (c.hidden_size, c.vocab_size))
 
     def prefill(self, tokens, mask):
-        """The prompts [P, L] by themselves -> Prefix, hidden state of the last real token [P, D]."""
+        """The prompts [P, L] by themselves -> Prefix, the last real token's hidden state [P, D]."""
         positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
         # A prompt is a group of one completion that follows nothing. Padding is on the right, so
         # causality alone keeps it from real tokens; the mask matters to those who come after.
@@ -156,7 +157,7 @@ class Decoder(nn.Module):
         return Prefix(*first_of_one, mask=mask), last_hidden
 
     def extend(self, prefix, tokens, cache=None):
-        """Tokens [P, G, S] after their prompts and after the cache -> hidden [P, G, S, D], cache."""
+        """Tokens [P, G, S] after their prompts and the cache -> hidden [P, G, S, D], cache."""
         offset = 0 if cache is None else cache.length
         lengths = prefix.mask.sum(axis=1)
         positions = lengths[:, None, None] + offset + jnp.arange(tokens.shape[2])
@@ -193,7 +194,7 @@ def decoder_policy(config: DecoderConfig) -> Policy:
         slots = tuple(jnp.zeros(shape, keys.dtype) for keys in prefix.keys)
         return Cache(slots, tuple(jnp.zeros_like(s) for s in slots), jnp.zeros([], jnp.int32))
 
-    def method(name: str):
+    def method(name: str) -> Any:
         return lambda params, *args: model.apply({"params": params}, *args, method=name)
 
     return Policy(
@@ -214,8 +215,7 @@ def init_params(config: DecoderConfig, key: jax.Array) -> Params:
         model = Decoder(config)
         return model.init(key, tokens, jnp.ones([1, 1], bool), method="prefill")["params"]
 
-    params = jax.jit(initialise)(key)
-    return params
+    return jax.jit(initialise)(key)
 
 
 def param_shapes(config: DecoderConfig) -> Params:

@@ -71,7 +71,7 @@ def read_config(directory: Path) -> DecoderConfig:
     problems = []
     if fields.get("model_type") != "llama":
         problems.append(
-            f"model_type is {fields.get('model_type')!r}; this version reads 'llama' (Llama, SmolLM2)"
+            f"model_type is {fields.get('model_type')!r}; understood: 'llama' (Llama, SmolLM2)"
         )
     for name, understood in _FIXED.items():
         if name in fields and fields[name] not in understood:

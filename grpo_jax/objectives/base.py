@@ -75,9 +75,7 @@ class Objective:
                     "compute them with completion_log_probs under the reference's parameters"
                 )
             # Masked first: junk in the padding must not reach exp, nor its gradient.
-            kl = self.kl(
-                jnp.where(mask, log_probs, 0.0), jnp.where(mask, batch.ref_log_probs, 0.0)
-            )
+            kl = self.kl(jnp.where(mask, log_probs, 0.0), jnp.where(mask, batch.ref_log_probs, 0.0))
             losses += self.kl_coef * kl
             values["kl"] = kl
         sums = {name: jnp.sum(jnp.where(mask, value, 0)) for name, value in values.items()}

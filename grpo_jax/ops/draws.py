@@ -31,8 +31,8 @@ def keep_support(
     Reference: top-p: arXiv:1904.09751; min-p: arXiv:2407.01082.
     Choice: the order of the Hugging Face transformers library.
 
-    >>> keep_support(jnp.log(jnp.array([0.5, 0.3, 0.2])), top_p=0.7).round(2).tolist()
-    [-0.6899999976158142, -1.2000000476837158, -inf]
+    >>> jnp.exp(keep_support(jnp.log(jnp.array([0.5, 0.3, 0.2])), top_p=0.7)).round(3)
+    Array([0.5, 0.3, 0. ], dtype=float32)
     """
     chex.assert_type(logits, float)
     logits = logits.astype(jnp.float32)

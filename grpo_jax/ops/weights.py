@@ -37,7 +37,7 @@ def seq_mean_token_mean(mask: jax.Array) -> jax.Array:
 
 
 def seq_mean_token_sum(mask: jax.Array, *, constant: float) -> jax.Array:
-    """Mean over completions of the sum over their tokens, over one constant: w = m / (constant · B).
+    """Mean over completions of the sum over their tokens, by one constant: w = m / (constant · B).
 
     Args:
         mask: [..., T] bool, True on the tokens that the policy chose.

@@ -1,0 +1,45 @@
+"""GRPO on sums, SmolLM2-135M-Instruct: the first run, on a laptop, without a model hub.
+
+a + b with a in 10..99 and b in 1..9: 810 questions, one in five held out. The prompt ends with
+"a + b =", so that the model answers in its own habit; reward 1 for the right first integer.
+Objective: GRPO (DeepSeekMath, arXiv:2402.03300) without a reference.
+
+Run:      python -m experiments.quickstart            (or scripts/quickstart from a fresh clone)
+Expect:   not yet run
+"""
+
+import dataclasses
+import json
+
+import grpo_jax
+from grpo_jax import tasks
+
+
+@dataclasses.dataclass(frozen=True)
+class Config(grpo_jax.Config):
+    """Two-digit plus one-digit sums."""
+
+    max_prompt_tokens: int = 32
+    max_new_tokens: int = 6
+    learning_rate: float = 1e-5
+    warmup_steps: int = 5
+    kl_coef: float = 0.0
+    """β of the KL term to the initial model; 0 loads no reference."""
+
+
+def task(config: Config) -> tasks.Task:
+    return tasks.Sums()
+
+
+def main(config: Config) -> None:
+    summary = grpo_jax.run(
+        config,
+        experiment="experiments.quickstart",
+        task=task(config),
+        objective=grpo_jax.grpo(kl_coef=config.kl_coef),
+    )
+    print(json.dumps(summary))
+
+
+if __name__ == "__main__":
+    grpo_jax.launch(main, Config)

@@ -1,0 +1,69 @@
+"""GRPO from scratch in seconds: the largest of three digits, a decoder of 100 k parameters.
+
+"583=" is to be answered with "8" and the end token; half a reward for each. Nothing is pretrained,
+nothing is downloaded: the whole path in one small run.
+
+Run:      python -m experiments.toy
+Expect:   not yet run
+"""
+
+import dataclasses
+import json
+
+import grpo_jax
+from grpo_jax import tasks
+
+
+@dataclasses.dataclass(frozen=True)
+class Config(grpo_jax.Config):
+    """The largest of three digits."""
+
+    model: str = "from-scratch"
+    steps: int = 100
+    num_prompts: int = 16
+    max_prompt_tokens: int = 4
+    max_new_tokens: int = 3
+    learning_rate: float = 2e-3
+    eval_questions: int = 200
+    show_every: int = 50
+    kl_coef: float = 0.0
+    """β of the KL term to the initial model; 0 loads no reference."""
+
+
+def task(config: Config) -> tasks.Task:
+    return tasks.MaxOfThree()
+
+
+def network(config: Config):
+    from grpo_jax.models.decoder import DecoderConfig
+    from grpo_jax.models.network import from_scratch
+    from grpo_jax.tasks.max_of_three import ALPHABET
+    from grpo_jax.tokenizer import CharTokenizer
+
+    tokenizer = CharTokenizer(ALPHABET)
+    shape = DecoderConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=64,
+        intermediate_size=176,
+        num_layers=2,
+        num_heads=4,
+        num_kv_heads=4,
+        head_dim=16,
+    )
+    return from_scratch(shape, tokenizer, seed=config.seed)
+
+
+def main(config: Config) -> dict:
+    summary = grpo_jax.run(
+        config,
+        experiment="experiments.toy",
+        task=task(config),
+        network=network(config),
+        objective=grpo_jax.grpo(kl_coef=config.kl_coef),
+    )
+    print(json.dumps(summary))
+    return summary
+
+
+if __name__ == "__main__":
+    grpo_jax.launch(main, Config)

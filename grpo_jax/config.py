@@ -1,0 +1,131 @@
+"""The values of a run: frozen, plain, checked when made, saved with the run. No JAX."""
+
+import dataclasses
+from typing import Literal
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """Values that every experiment has; an experiment's own config adds to them.
+
+    Raises:
+        ValueError: a value breaks its rule; names the value, the rule and the way out.
+    """
+
+    model: str = "smollm2-135m-instruct"
+    """The embedded default, a Hugging Face model directory, or a hub id."""
+    run_dir: str = ""
+    """Where the run writes. Default: a new directory under runs/."""
+    resume: bool = False
+    """Continue the run in run_dir from its newest checkpoint."""
+    seed: int = 0
+    """Of everything random: questions, keys, initial parameters of a toy."""
+    steps: int = 30
+    """Steps in all; one is a phase of sampling and its updates."""
+
+    num_prompts: int = 4
+    """P, prompts a step."""
+    group_size: int = 8
+    """G, completions of each prompt."""
+    max_prompt_tokens: int = 256
+    """L; the width that prompts are padded to."""
+    drop_long_prompts: bool = False
+    """Drop and count prompts longer than that, where the default is an error."""
+    max_new_tokens: int = 256
+    """T; a completion that has not ended by then is truncated."""
+    temperature: float = 1.0
+    """Logits are divided by it, when sampling and when scoring."""
+    top_k: int = 0
+    """Sample from the k likeliest tokens; 0 from all."""
+    top_p: float = 1.0
+    """Sample from the smallest set of likeliest tokens with this share of the probability."""
+    min_p: float = 0.0
+    """Sample from tokens at least this many times as likely as the likeliest."""
+
+    learning_rate: float = 1e-6
+    """AdamW's, after the warm-up."""
+    lr_schedule: Literal["constant", "linear", "cosine"] = "constant"
+    """After the warm-up: kept, or brought to 0 at the last step."""
+    warmup_steps: int = 0
+    """Optimizer steps over which the learning rate rises from 0."""
+    weight_decay: float = 0.0
+    """AdamW's, on all parameters."""
+    clip_norm: float = 1.0
+    """Largest global norm of the gradient; 0 does not clip."""
+    num_minibatches: int = 1
+    """Optimizer steps per pass over a step's prompts."""
+    num_epochs: int = 1
+    """Passes over a step's prompts."""
+    micro_batch_prompts: int = 0
+    """Groups whose activations are held at once; 0 takes all. Changes memory, not results."""
+
+    eval_questions: int = 100
+    """Held-out questions asked before and after; 0 asks none."""
+    eval_samples: int = 4
+    """Samples of each at the run's temperature; besides one greedy answer."""
+    eval_every: int = 0
+    """Also every so many steps; 0 only before and after."""
+    checkpoint_every: int = 0
+    """Steps between checkpoints; 0 only at the end (and when the run is stopped)."""
+    show_every: int = 10
+    """Steps between sample groups on the console; 0 shows none."""
+    reward_timeout_seconds: float = 60.0
+    """Longest time that one reward function may take for one group."""
+
+    def __post_init__(self):
+        at_least = {"seed": 0, "steps": 1, "num_prompts": 1, "max_prompt_tokens": 1}
+        at_least |= {"max_new_tokens": 1, "num_minibatches": 1, "num_epochs": 1, "top_k": 0}
+        at_least |= dict.fromkeys(
+            ("warmup_steps", "weight_decay", "clip_norm", "micro_batch_prompts"), 0
+        )
+        at_least |= dict.fromkeys(("eval_questions", "eval_every", "checkpoint_every"), 0)
+        at_least |= {"show_every": 0, "eval_samples": 1, "min_p": 0}
+        for name, bound in at_least.items():
+            if not getattr(self, name) >= bound:
+                self._refuse(name, f"it must be at least {bound}")
+        if self.group_size < 2:
+            self._refuse("group_size", "a group of one has nothing to be compared with; 2 or more")
+        if not 0 < self.temperature < float("inf"):
+            self._refuse("temperature", "training samples above 0 (greedy groups are all equal)")
+        if not 0 < self.top_p <= 1:
+            self._refuse("top_p", "it must be above 0 and at most 1 (1 keeps all)")
+        if not self.min_p < 1:
+            self._refuse("min_p", "it must be below 1 (0 keeps all)")
+        for name in ("learning_rate", "reward_timeout_seconds"):
+            if not 0 < getattr(self, name) < float("inf"):
+                self._refuse(name, "it must be above 0")
+        if self.num_prompts % self.num_minibatches:
+            self._refuse(
+                "num_minibatches",
+                f"a mini-batch holds whole groups: it must divide num_prompts = {self.num_prompts}",
+            )
+        if self.resume and not self.run_dir:
+            self._refuse("resume", "say which run: --run-dir DIRECTORY --resume")
+
+    def _refuse(self, name: str, rule: str) -> None:
+        raise ValueError(f"{name} is {getattr(self, name)}; {rule}")
+
+
+FREE_ON_RESUME = (
+    frozenset({"run_dir", "resume", "steps"})
+    | frozenset({"eval_questions", "eval_samples", "eval_every", "checkpoint_every", "show_every"})
+    | frozenset({"reward_timeout_seconds"})
+)
+"""Fields that may differ when a run is resumed: the arithmetic of a step does not depend on them
+(`steps` only with a constant learning rate)."""
+
+
+def differences(saved: dict[str, object], config: Config) -> dict[str, tuple[object, object]]:
+    """Fields in which a saved run and a config differ and must not: name -> (saved, given)."""
+    given = dataclasses.asdict(config)
+    free = FREE_ON_RESUME
+    if config.lr_schedule != "constant":
+        free = free - {"steps"}
+    names = (saved.keys() | given.keys()) - free
+    # Through JSON a tuple comes back as a list.
+    plain = {name: list(v) if isinstance(v, tuple) else v for name, v in given.items()}
+    return {
+        name: (saved.get(name), plain.get(name))
+        for name in sorted(names)
+        if saved.get(name) != plain.get(name)
+    }

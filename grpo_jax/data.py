@@ -1,0 +1,96 @@
+"""Questions -> padded prompt batches. The place in the data is a number, not an iterator."""
+
+import dataclasses
+from collections.abc import Sequence
+
+import jax.numpy as jnp
+import numpy as np
+
+from grpo_jax.rewards.base import Completion, Question
+from grpo_jax.tasks.base import Task
+from grpo_jax.tokenizer import Tokenizer
+from grpo_jax.types import Prompts, Rollout
+
+_MAX_DROPPED = 1000
+
+
+@dataclasses.dataclass(frozen=True)
+class PromptBatch:
+    """P questions, their padded ids, and where the stream goes on."""
+
+    questions: tuple[Question, ...]
+    prompts: Prompts
+    position: int
+    num_dropped: int
+
+
+def train_batch(
+    task: Task,
+    tokenizer: Tokenizer,
+    *,
+    seed: int,
+    position: int,
+    num_prompts: int,
+    max_prompt_tokens: int,
+    drop_long_prompts: bool = False,
+) -> PromptBatch:
+    """The next P training questions from `position` on.
+
+    Raises:
+        ValueError: a prompt is empty or longer than `max_prompt_tokens`, unless such are dropped
+            and counted; or 1000 in a row were.
+    """
+    questions, ids, num_dropped = [], [], 0
+    while len(questions) < num_prompts:
+        question = task.train(seed, position)
+        position += 1
+        encoded = tokenizer.encode(question.prompt)
+        if drop_long_prompts and len(encoded) > max_prompt_tokens:
+            num_dropped += 1
+            if num_dropped >= _MAX_DROPPED:
+                raise ValueError(
+                    f"{num_dropped} questions in a row were longer than max_prompt_tokens = "
+                    f"{max_prompt_tokens} (the last one: {len(encoded)} tokens); raise it"
+                )
+            continue
+        questions.append(question)
+        ids.append(encoded)
+    prompts = pad_prompts(questions, ids, max_prompt_tokens=max_prompt_tokens)
+    return PromptBatch(tuple(questions), prompts, position, num_dropped)
+
+
+def pad_prompts(
+    questions: Sequence[Question], ids: Sequence[Sequence[int]], *, max_prompt_tokens: int
+) -> Prompts:
+    """Token ids of each question -> [P, max_prompt_tokens], padded on the right.
+
+    Raises:
+        ValueError: a prompt is empty or longer than the limit; names the question.
+    """
+    tokens = np.zeros([len(ids), max_prompt_tokens], np.int32)
+    lengths = np.array([len(encoded) for encoded in ids])
+    for row, question, encoded in zip(tokens, questions, ids, strict=True):
+        if not encoded:
+            raise ValueError(f"question {question.number} has an empty prompt")
+        if len(encoded) > max_prompt_tokens:
+            raise ValueError(
+                f"the prompt of question {question.number} has {len(encoded)} tokens, more than "
+                f"max_prompt_tokens = {max_prompt_tokens}; raise it, or set --drop-long-prompts. "
+                f"It begins: {str(question.prompt)[:80]!r}"
+            )
+        row[: len(encoded)] = encoded
+    mask = np.arange(max_prompt_tokens) < lengths[:, None]
+    return Prompts(jnp.asarray(tokens), jnp.asarray(mask))
+
+
+def decode_completions(rollout: Rollout, tokenizer: Tokenizer) -> list[list[Completion]]:
+    """The completions of a rollout as reward functions see them; P lists of G."""
+    tokens, lengths = np.asarray(rollout.completion), np.asarray(rollout.completion_mask.sum(-1))
+    truncated = np.asarray(rollout.truncated)
+    return [
+        [
+            Completion(tokenizer.decode(row[:length]), int(length), bool(cut))
+            for row, length, cut in zip(*group, strict=True)
+        ]
+        for group in zip(tokens, lengths, truncated, strict=True)
+    ]

@@ -1,0 +1,65 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import oracles
+import pytest
+
+from grpo_jax.ops import draws
+
+
+def random_logits(seed, vocab, rows=4):
+    return jax.random.normal(jax.random.key(seed), [rows, vocab]) * 3
+
+
+@pytest.mark.parametrize("top_p", [0.05, 0.5, 0.9, 0.999])
+@pytest.mark.parametrize("vocab", [3, 300])
+def test_top_p_keeps_the_smallest_nucleus(top_p, vocab, transform):
+    logits = random_logits(0, vocab)
+    kept = transform(lambda x: draws.keep_support(x, top_p=top_p))(logits)
+    for row, probs in zip(kept, jax.nn.softmax(logits), strict=True):
+        assert set(np.flatnonzero(np.isfinite(row))) == oracles.nucleus(probs.tolist(), top_p)
+
+
+def test_top_k_min_p_and_their_order():
+    logits = jnp.log(jnp.array([[0.4, 0.3, 0.2, 0.1]]))
+    assert np.isfinite(draws.keep_support(logits, top_k=2))[0].tolist() == [1, 1, 0, 0]
+    assert np.isfinite(draws.keep_support(logits, min_p=0.4))[0].tolist() == [1, 1, 1, 0]
+    # Of the two kept by top-k the first holds 4/7 of the probability: enough for top-p 0.5.
+    assert np.isfinite(draws.keep_support(logits, top_k=2, top_p=0.5))[0].tolist() == [1, 0, 0, 0]
+    np.testing.assert_array_equal(draws.keep_support(logits), logits)
+
+
+def test_ties_are_kept_together():
+    logits = jnp.zeros([1, 5])
+    assert np.isfinite(draws.keep_support(logits, top_k=2)).all()
+    assert np.isfinite(draws.keep_support(logits, top_p=0.3)).all()
+
+
+@pytest.mark.parametrize("vocab", [1, 2, 255, 256, 257, 1000])
+def test_inverse_cdf_equals_a_cumulative_sum(vocab, transform):
+    logits = random_logits(1, vocab, rows=50)
+    uniform = jax.random.uniform(jax.random.key(2), [50])
+    found = transform(draws.inverse_cdf)(logits, uniform)
+    cumulative = np.cumsum(np.asarray(jax.nn.softmax(logits), np.float64), axis=1)
+    for token, row, u in zip(found, cumulative, uniform, strict=True):
+        below = row[token - 1] if token else 0.0
+        assert below - 1e-5 <= u <= row[token] + 1e-5
+
+
+@pytest.mark.parametrize("uniform", [0.0, 0.5, 1 - 2**-23, 1 - 2**-24])
+def test_no_token_outside_the_support_is_drawn(uniform):
+    logits = jnp.full([3, 700], -jnp.inf)
+    logits = logits.at[0, 300].set(0.0).at[1, 0].set(-50.0).at[2, 699].set(80.0)
+    logits = logits.at[1, 256].set(-50.0)
+    found = draws.inverse_cdf(logits, jnp.full([3], uniform))
+    assert np.isfinite(logits[jnp.arange(3), found]).all()
+
+
+def test_frequencies_are_the_probabilities():
+    probs = np.array([0.5, 0.3, 0.15, 0.05])
+    count = 20_000
+    uniform = jax.random.uniform(jax.random.key(3), [count])
+    found = draws.inverse_cdf(jnp.broadcast_to(jnp.log(probs), [count, 4]), uniform)
+    seen = np.bincount(found, minlength=4) / count
+    # Four standard errors of a frequency.
+    assert (np.abs(seen - probs) < 4 * np.sqrt(probs * (1 - probs) / count)).all()
