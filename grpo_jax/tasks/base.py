@@ -81,11 +81,16 @@ class FiniteTask(Task):
         _check_not_empty(self.name, len(train), len(held_out))
 
     def split_by_hash(self, questions: Iterable[Question]) -> tuple[list[Question], list[Question]]:
-        """A `split` that goes by the questions' content alone."""
-        sides: tuple[list[Question], list[Question]] = [], []
+        """A `split` that goes by the questions' content alone.
+
+        Held-out questions come out of their order, so that the first hundred are as hard as all.
+        """
+        train: list[Question] = []
+        held_out: list[Question] = []
         for question in questions:
-            sides[self.hashes_to_held_out(question)].append(question)
-        return sides
+            (held_out if self.hashes_to_held_out(question) else train).append(question)
+        order = _epoch_order(f"{self.name}/held-out", len(held_out))
+        return train, [held_out[index] for index in order]
 
     @functools.cached_property
     def _split(self) -> tuple[list[Question], list[Question]]:
@@ -108,9 +113,7 @@ class FiniteTask(Task):
 
     def held_out(self, number: int) -> Question:
         _check_index(number, self.num_held_out)
-        # In an order of its own: the first hundred are then as hard as all of them.
-        index = _epoch_order(f"{self.name}/held-out", self.num_held_out)[number]
-        return dataclasses.replace(self._split[1][index], number=number)
+        return dataclasses.replace(self._split[1][number], number=number)
 
 
 class GeneratedTask(Task):

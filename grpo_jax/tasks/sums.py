@@ -38,7 +38,7 @@ class Sums(FiniteTask):
     >>> task = Sums()
     >>> question = next(q for q in map(task.held_out, range(200)) if q.answer == 49)
     >>> question.prompt
-    '<|im_start|>user\nWhat is 42 + 7?<|im_end|>\n<|im_start|>assistant\n42 + 7 ='
+    '<|im_start|>user\nWhat is 48 + 1?<|im_end|>\n<|im_start|>assistant\n48 + 1 ='
     >>> task.reward(question, [Completion(" 49.", 5), Completion(" 494", 4), Completion("", 1)])
     [1.0, 0.0, 0.0]
     """
