@@ -98,7 +98,7 @@ def update(
     tokens = jnp.maximum(sums.pop("tokens"), 1)
     loss = sums.pop("loss")
     metrics = {name: value / tokens for name, value in sums.items()} | maxima
-    metrics |= {"loss": loss, "grad_norm": optax.global_norm(grads)}
+    metrics |= {"loss": loss, "grad_norm": optax.tree.norm(grads)}
     metrics["finite"] = jnp.isfinite(loss) & jnp.isfinite(metrics["grad_norm"])
     changes, opt_state = optimizer.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, changes)

@@ -23,6 +23,8 @@ def rotary(x: jax.Array, positions: jax.Array, *, theta: float) -> jax.Array:
     """
     half = x.shape[-1] // 2
     frequencies = theta ** (-jnp.arange(half, dtype=jnp.float32) / half)
+    # A product of scalars and not a matrix product: on TPU that would round angles to bfloat16.
+    frequencies = jnp.expand_dims(frequencies, range(positions.ndim + 1))
     angles = positions[..., None, None].astype(jnp.float32) * frequencies
     cos, sin = jnp.cos(angles).astype(x.dtype), jnp.sin(angles).astype(x.dtype)
     low, high = x[..., :half], x[..., half:]
@@ -58,8 +60,8 @@ def group_attention(
     num_queries, num_slots = query.shape[2], keys.shape[3]
     lowest = jnp.finfo(jnp.float32).min
     own = jnp.einsum("pgskrh,pgkth->pgksrt", query, keys, preferred_element_type=jnp.float32)
-    causal = jnp.arange(num_slots) <= offset + jnp.arange(num_queries)[:, None]
-    scores = jnp.where(causal[:, None, :], own * scale, lowest)
+    causal = jnp.arange(num_slots)[None] <= offset + jnp.arange(num_queries)[:, None]
+    scores = jnp.where(causal[None, None, None, :, None, :], own * scale, lowest)
     if prompt_keys is not None and prompt_values is not None and prompt_mask is not None:
         shared = jnp.einsum(
             "pgskrh,pklh->pgksrl", query, prompt_keys, preferred_element_type=jnp.float32

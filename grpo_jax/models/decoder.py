@@ -64,7 +64,7 @@ def rms_norm(x: jax.Array, scale: jax.Array, *, eps: float) -> jax.Array:
     """x / sqrt(mean(x²) + eps) · scale over the last axis, in float32. arXiv:1910.07467."""
     wide = x.astype(jnp.float32)
     wide = wide * jax.lax.rsqrt(jnp.square(wide).mean(axis=-1, keepdims=True) + eps)
-    return (wide * scale).astype(x.dtype)
+    return (wide * jnp.expand_dims(scale, range(x.ndim - 1))).astype(x.dtype)
 
 
 def project(x: jax.Array, kernel: jax.Array) -> jax.Array:
@@ -160,7 +160,7 @@ class Decoder(nn.Module):
         """Tokens [P, G, S] after their prompts and the cache -> hidden [P, G, S, D], cache."""
         offset = 0 if cache is None else cache.length
         lengths = prefix.mask.sum(axis=1)
-        positions = lengths[:, None, None] + offset + jnp.arange(tokens.shape[2])
+        positions = lengths[:, None, None] + offset + jnp.arange(tokens.shape[2])[None, None]
         positions = jnp.broadcast_to(positions, tokens.shape)
         hidden, keys, values = self._trunk(tokens, positions, prefix, cache, offset)
         if cache is not None:

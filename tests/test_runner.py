@@ -1,0 +1,553 @@
+"""The run as a whole: it learns, it resumes bit for bit, it compiles once, it says what it saw."""
+
+import dataclasses
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import toys
+
+import grpo_jax
+from experiments import toy
+from grpo_jax import algorithm, runner, tasks
+from grpo_jax.ops.advantages import group_normalize
+from grpo_jax.policy import completion_log_probs
+from grpo_jax.run_directory import RunDirectory
+from grpo_jax.sampling import sample_groups
+from grpo_jax.update import update
+
+ONE_UPDATE = {"learning_rate": 1e-2}
+SEVERAL = {"learning_rate": 1e-2, "kl_coef": 0.1, "num_minibatches": 2, "num_epochs": 2}
+METHODS = pytest.mark.parametrize(
+    "fields", [ONE_UPDATE, SEVERAL], ids=["one update", "four updates and a reference"]
+)
+
+
+@pytest.fixture(autouse=True)
+def shared_optimizer(monkeypatch):
+    monkeypatch.setattr(runner, "make_optimizer", toys.make_optimizer)
+
+
+_finished = {}
+
+
+@pytest.fixture
+def twenty(fields, tmp_path_factory):
+    """20 steps of these fields in one go; made once."""
+    name = json.dumps(fields)
+    if name not in _finished:
+        _finished[name] = tmp_path_factory.mktemp("twenty") / "run"
+        toys.run(_finished[name], steps=20, **fields)
+    return _finished[name]
+
+
+def failing_at(step):
+    """A reward function that fails once it is asked for this step's first group."""
+    task, calls = tasks.MaxOfThree(), []
+
+    def reward(question, completions):
+        calls.append(question.number)
+        if len(calls) > (step - 1) * toys.SMALL["num_prompts"]:
+            raise OSError("the disk of the judge is full")
+        return task.reward(question, completions)
+
+    return {task.name: reward}
+
+
+# -- it learns -----------------------------------------------------------------------------------
+
+
+def test_the_toy_learns_from_nothing(tmp_path):
+    toy.main(toy.Config(run_dir=str(tmp_path / "run"), eval_questions=0, show_every=0))
+    rewards = [line["reward"] for line in toys.lines(tmp_path / "run", "metrics.jsonl")]
+    assert len(rewards) == 100
+    assert np.mean(rewards[:3]) < 0.2  # it did not begin there
+    assert np.mean(rewards[-10:]) >= 0.7
+
+
+# -- it resumes ----------------------------------------------------------------------------------
+
+
+@METHODS
+def test_eight_steps_and_a_resume_are_twenty_steps(fields, twenty, tmp_path):
+    toys.run(tmp_path / "run", steps=8, **fields)
+    before = toys.saved_state(tmp_path / "run", **fields)[0]
+    toys.run(tmp_path / "run", steps=20, resume=True, **fields)
+    toys.assert_same_run(tmp_path / "run", twenty, **fields)
+    after = toys.saved_state(tmp_path / "run", **fields)[0]
+    assert before[".step"] == 8
+    assert after[".step"] == 20
+    assert any(not np.array_equal(before[path], after[path]) for path in before if "param" in path)
+
+
+@METHODS
+def test_a_run_that_died_between_checkpoints_resumes_from_the_last_one(fields, twenty, tmp_path):
+    directory = tmp_path / "run"
+    with pytest.raises(grpo_jax.rewards.RewardError, match="judge"):
+        toys.run(directory, steps=20, checkpoint_every=5, rewards=failing_at(step=9), **fields)
+    assert [line["step"] for line in toys.lines(directory, "metrics.jsonl")] == [*range(1, 9)]
+    # What a kill in the middle of a write leaves.
+    for name in ("metrics.jsonl", "completions.jsonl", "evaluations.jsonl"):
+        with (directory / name).open("a") as file:
+            file.write(json.dumps({"step": 9, "reward": 99.0, "completions": []}) + "\n")
+            file.write('{"step": 10, "rewa')
+    toys.run(directory, steps=20, resume=True, **fields)
+    toys.assert_same_run(directory, twenty, **fields)
+    assert (directory / "evaluations.jsonl").read_text() == ""
+
+
+@pytest.mark.parametrize("fields", [ONE_UPDATE], ids=["one update"])
+def test_resuming_a_finished_run_changes_nothing(fields, twenty, tmp_path):
+    toys.run(tmp_path / "run", steps=20, **fields)
+    toys.run(tmp_path / "run", steps=20, resume=True, **fields)
+    toys.assert_same_run(tmp_path / "run", twenty, **fields)
+
+
+def test_resuming_keeps_the_schedule(tmp_path):
+    fields = {"warmup_steps": 3, "lr_schedule": "cosine", "learning_rate": 1e-2, "steps": 6}
+    toys.run(tmp_path / "whole", **fields)
+    with pytest.raises(grpo_jax.rewards.RewardError):
+        toys.run(tmp_path / "run", checkpoint_every=2, rewards=failing_at(step=5), **fields)
+    toys.run(tmp_path / "run", resume=True, **fields)
+    toys.assert_same_run(tmp_path / "run", tmp_path / "whole", **fields)
+    rates = [line["learning_rate"] for line in toys.metrics(tmp_path / "run")]
+    np.testing.assert_allclose(rates[:4], [0.01 / 3, 0.02 / 3, 0.01, 0.01], rtol=1e-6)
+    assert 0 < rates[5] < rates[4] < rates[3]
+
+
+def test_evaluations_are_the_same_after_a_resume_and_not_asked_twice(tmp_path):
+    fields = ONE_UPDATE | {"eval_questions": 6, "eval_samples": 2, "eval_every": 3}
+    whole = toys.run(tmp_path / "whole", steps=6, **fields)
+    toys.run(tmp_path / "run", steps=3, **fields)
+    resumed = toys.run(tmp_path / "run", steps=6, resume=True, **fields)
+    one, other = (
+        [
+            {key: value for key, value in line.items() if key != "eval_time"}
+            for line in toys.lines(tmp_path / name, "evaluations.jsonl")
+        ]
+        for name in ("whole", "run")
+    )
+    assert [line["step"] for line in one] == [0, 3, 6]
+    assert one == other
+    for name in ("held_out_before", "held_out_after", "steps"):
+        assert whole[name] == resumed[name]
+    assert whole["held_out_before"] == one[0]["eval/sampled/reward"]
+    assert whole["held_out_after"] == one[-1]["eval/sampled/reward"]
+
+
+@pytest.mark.parametrize("which", [signal.SIGTERM, signal.SIGINT], ids=lambda which: which.name)
+def test_a_signal_saves_and_the_run_goes_on_from_there(which, tmp_path):
+    directory = tmp_path / "run"
+    fields = json.dumps(ONE_UPDATE | {"steps": 1_000_000})
+    root = pathlib.Path(__file__).resolve().parent
+    process = subprocess.Popen(
+        [sys.executable, str(root / "toys.py"), str(directory), fields],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONUNBUFFERED": "1", "PYTHONPATH": str(root.parent)},
+    )
+    try:
+        output = []
+        for line in process.stdout:
+            output.append(line)
+            if line.split()[:1] == ["4"]:  # the table's line of step 4
+                process.send_signal(which)
+                break
+        output += process.stdout.readlines()
+        assert process.wait(timeout=120) == 0, "".join(output)
+    finally:
+        process.kill()
+    last = toys.saved_state(directory, **ONE_UPDATE)[0][".step"]
+    assert last >= 4
+    text = "".join(output)
+    assert f"stopped by {which.name} after step {last}, which is saved" in text
+    assert "--resume" in text
+    assert "Traceback" not in text
+
+    steps = int(last) + 3
+    toys.run(directory, steps=steps, resume=True, **ONE_UPDATE)
+    toys.run(tmp_path / "whole", steps=steps, **ONE_UPDATE)
+    toys.assert_same_run(directory, tmp_path / "whole", **ONE_UPDATE)
+
+
+def test_the_seed_matters_and_nothing_else_does(tmp_path):
+    for name, seed in (("one", 0), ("two", 0), ("three", 1)):
+        toys.run(tmp_path / name, steps=2, seed=seed, **ONE_UPDATE)
+    toys.assert_same_run(tmp_path / "one", tmp_path / "two", **ONE_UPDATE)
+    one, three = (toys.lines(tmp_path / name, "completions.jsonl") for name in ("one", "three"))
+    assert [line["prompt"] for line in one] != [line["prompt"] for line in three]
+
+
+# -- it compiles once ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("fields", "scorings"),
+    [(ONE_UPDATE, 0), (SEVERAL, 1)],
+    ids=["one update", "four updates and a reference"],
+)
+def test_sampling_scoring_and_update_are_traced_and_compiled_once(fields, scorings, tmp_path):
+    made, traces = toys.network(), []
+
+    def prefill(*args):
+        traces.append(jax.tree.leaves(args[1])[0].shape)
+        return made.policy.prefill(*args)
+
+    policy = dataclasses.replace(made.policy, prefill=prefill)
+    functions = (sample_groups, completion_log_probs, update)
+    before = [f._cache_size() for f in functions]
+    toys.run(tmp_path / "run", steps=5, network=dataclasses.replace(made, policy=policy), **fields)
+    # Each reads the prompts once, so each trace is one call of prefill.
+    assert len(traces) == 2 + scorings, traces
+    after = [f._cache_size() for f in functions]
+    assert [b - a for a, b in zip(before, after, strict=True)] == [1, scorings, 1]
+
+
+# -- what is computed, and what is not -----------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("fields", "passes"),
+    [
+        ({}, []),
+        ({"kl_coef": 0.1}, ["ref"]),
+        ({"num_epochs": 2}, ["old"]),
+        ({"num_minibatches": 2}, ["old"]),
+        ({"num_minibatches": 2, "kl_coef": 0.1}, ["old", "ref"]),
+    ],
+    ids=lambda value: "+".join(value) if isinstance(value, list) else None,
+)
+def test_one_update_needs_no_second_forward_and_no_kl_no_reference(
+    fields, passes, tmp_path, monkeypatch
+):
+    made, loads, scored, batches = toys.network(), [], [], []
+
+    def load():
+        loads.append(made.load())
+        return loads[-1]
+
+    def log_probs(policy, params, rollout, **kwargs):
+        scored.append(params)
+        return completion_log_probs(policy, params, rollout, **kwargs)
+
+    def no_update(policy, objective, optimizer, state, batch, **_):
+        batches.append(batch)
+        return state, {"finite": jnp.array(True), "loss": jnp.array(0.0)}
+
+    monkeypatch.setattr(algorithm, "completion_log_probs", log_probs)
+    monkeypatch.setattr(algorithm, "update", no_update)
+    toys.run(tmp_path / "run", steps=1, network=dataclasses.replace(made, load=load), **fields)
+    assert len(loads) == 1 + ("ref" in passes)
+    wanted = [loads[0] if name == "old" else loads[1] for name in passes]
+    assert len(scored) == len(wanted)
+    assert all(one is other for one, other in zip(scored, wanted, strict=True))
+    for batch in batches:
+        assert (batch.old_log_probs is not None) == ("old" in passes)
+        assert (batch.ref_log_probs is not None) == ("ref" in passes)
+    assert len(batches) == fields.get("num_minibatches", 1) * fields.get("num_epochs", 1)
+
+
+def test_the_reference_has_buffers_of_its_own_and_never_moves(tmp_path, monkeypatch):
+    references, step = [], runner.grpo_step
+
+    def recorded(policy, objective, optimizer, state, ref_params, *args, **kwargs):
+        pointers = [
+            {leaf.unsafe_buffer_pointer() for leaf in jax.tree.leaves(tree)}
+            for tree in (state.params, ref_params)
+        ]
+        assert not pointers[0] & pointers[1]
+        references.append(ref_params)
+        return step(policy, objective, optimizer, state, ref_params, *args, **kwargs)
+
+    monkeypatch.setattr(runner, "grpo_step", recorded)
+    # The network's own load, not the copying one of `toys`.
+    made = dataclasses.replace(toys.network(), load=toys.fresh_network().load)
+    toys.run(tmp_path / "run", steps=4, network=made, **SEVERAL)
+    assert len({id(reference) for reference in references}) == 1
+    initial = made.load()
+    assert jax.tree.all(jax.tree.map(lambda a, b: (a == b).all(), references[-1], initial))
+    trained = toys.saved_state(tmp_path / "run", **SEVERAL)[0]
+    start = dict(jax.tree.leaves_with_path(initial))
+    moved = [
+        not np.array_equal(trained[".params" + jax.tree_util.keystr(path)], leaf)
+        for path, leaf in start.items()
+    ]
+    assert all(moved)
+
+
+@pytest.mark.parametrize("fields", [SEVERAL], ids=["four updates and a reference"])
+def test_the_kl_of_the_log_grows_from_near_nothing(fields, twenty):
+    kl = [line["kl"] for line in toys.lines(twenty, "metrics.jsonl")]
+    assert all(value >= 0 for value in kl)
+    assert kl[0] < 0.05 < max(kl[10:])
+
+
+# -- what it leaves behind -----------------------------------------------------------------------
+
+REWARD_KEYS = {"reward", "reward_std", "frac_reward_zero_std"}
+REWARD_KEYS |= {"rewards/max_of_three/mean", "rewards/max_of_three/std"}
+COMPLETION_KEYS = {
+    f"completions/{name}"
+    for name in (
+        "mean_length",
+        "min_length",
+        "max_length",
+        "mean_terminated_length",
+        "clipped_ratio",
+        "parsed_ratio",
+    )
+}
+UPDATE_KEYS = {"loss", "grad_norm", "entropy", "sampler_mismatch/mean", "sampler_mismatch/max"}
+UPDATE_KEYS |= {"clip_ratio/low_mean", "clip_ratio/high_mean", "clip_ratio/region_mean"}
+RUN_KEYS = {"step", "learning_rate", "num_tokens", "prompts/dropped"}
+RUN_KEYS |= {"step_time", "tokens_per_second"}
+
+
+@METHODS
+def test_every_step_logs_every_metric_and_the_sampler_agrees_with_the_scorer(fields, twenty):
+    wanted = REWARD_KEYS | COMPLETION_KEYS | UPDATE_KEYS | RUN_KEYS
+    wanted |= {"kl"} if "kl_coef" in fields else set()
+    found = toys.lines(twenty, "metrics.jsonl")
+    assert [line["step"] for line in found] == [*range(1, 21)]
+    for line in found:
+        assert line.keys() == wanted
+        assert all(np.isfinite(value) for value in line.values())
+        assert 0 <= line["sampler_mismatch/mean"] <= line["sampler_mismatch/max"] <= 1e-4
+        assert line["prompts/dropped"] == 0
+        assert line["learning_rate"] == pytest.approx(1e-2)
+    if "kl_coef" not in fields:  # on-policy: nothing to clip
+        assert all(line["clip_ratio/region_mean"] == 0 for line in found)
+
+
+@METHODS
+def test_the_completions_are_those_that_the_metrics_sum_up(fields, twenty):
+    groups = toys.lines(twenty, "completions.jsonl")
+    task, position, tokens = tasks.MaxOfThree(), 0, 0
+    for line in toys.lines(twenty, "metrics.jsonl"):
+        of_step = [group for group in groups if group["step"] == line["step"]]
+        assert len(of_step) == 4
+        rewards = np.array([[row["reward"] for row in g["completions"]] for g in of_step])
+        advantages = np.array([[row["advantage"] for row in g["completions"]] for g in of_step])
+        assert rewards.shape == (4, 4)
+        np.testing.assert_array_equal(
+            advantages.astype(np.float32),
+            group_normalize(jnp.asarray(rewards, jnp.float32)),
+        )
+        assert line["reward"] == pytest.approx(rewards.mean(), abs=1e-7)
+        assert line["reward_std"] == pytest.approx(rewards.std(axis=1).mean(), abs=1e-7)
+        dead = (rewards == rewards[:, :1]).all(axis=1)
+        assert line["frac_reward_zero_std"] == dead.mean()
+        assert (advantages[dead] == 0).all()
+        rows = [row for group in of_step for row in group["completions"]]
+        lengths = [row["num_tokens"] for row in rows]
+        assert line["completions/mean_length"] == pytest.approx(np.mean(lengths))
+        assert line["completions/max_length"] == max(lengths)
+        assert line["completions/clipped_ratio"] == pytest.approx(
+            np.mean([row["truncated"] for row in rows])
+        )
+        tokens += sum(lengths) + 4 * len("123=")
+        assert line["num_tokens"] == tokens
+        for group in of_step:
+            question = task.train(0, position)
+            position += 1
+            assert (group["question"], group["prompt"], group["answer"]) == (
+                question.number,
+                question.prompt,
+                question.answer,
+            )
+            for row in group["completions"]:
+                assert row["rewards"] == {"max_of_three": row["reward"]}
+                assert row["num_tokens"] == len(row["text"]) + (not row["truncated"])
+    assert position * 4 == len(groups) * 4 == 20 * 4 * 4
+
+
+@METHODS
+def test_the_run_directory_is_complete(fields, twenty):
+    assert {path.name for path in twenty.iterdir()} == {
+        *("config.json", "metrics.jsonl", "completions.jsonl", "summary.json", "report.html"),
+        "checkpoints",
+    }
+    saved = json.loads((twenty / "config.json").read_text())
+    assert saved["experiment"] == toys.EXPERIMENT
+    assert saved["config"] == dataclasses.asdict(toys.config(twenty, steps=20, **fields))
+    assert saved["versions"]["jax"] == jax.__version__
+    summary = json.loads((twenty / "summary.json").read_text())
+    assert summary.keys() >= {"held_out_before", "held_out_after", "seconds", "peak_rss_bytes"}
+    assert summary["run_dir"] == str(twenty)
+    assert summary["steps"] == 20
+    assert summary["peak_rss_bytes"] > 2**26
+    times = [line["step_time"] for line in toys.lines(twenty, "metrics.jsonl")]
+    assert summary["seconds"] == pytest.approx(sum(times), abs=0.01)
+    assert "</html>" in (twenty / "report.html").read_text()
+
+
+def test_several_reward_functions_are_weighted_and_may_not_apply(tmp_path):
+    task = tasks.MaxOfThree()
+
+    def length(question, completions):
+        return [float(row.num_tokens) for row in completions]
+
+    def odd(question, completions):  # applies to the first question alone
+        return [1.0 if question.number == 0 else float("nan")] * len(completions)
+
+    def third(question, completions):  # nothing at all for the third question's group
+        return [float("nan")] * len(completions)
+
+    toys.run(
+        tmp_path / "run",
+        steps=1,
+        task=task,
+        rewards={"right": task.reward, "length": length, "odd": odd, "third": third},
+        reward_weights={"length": -0.5, "odd": 2.0},
+        **ONE_UPDATE,
+    )
+    (line,) = toys.lines(tmp_path / "run", "metrics.jsonl")
+    groups = toys.lines(tmp_path / "run", "completions.jsonl")
+    for group in groups:
+        for row in group["completions"]:
+            rewards = row["rewards"]
+            assert rewards["length"] == row["num_tokens"]
+            assert np.isnan(rewards["odd"]) == (group["question"] != 0)
+            assert np.isnan(rewards["third"])
+            total = rewards["right"] - 0.5 * rewards["length"]
+            total += 2.0 * (group["question"] == 0)
+            assert row["reward"] == pytest.approx(total)
+    assert line["rewards/odd/mean"] == 1.0
+    assert np.isnan(line["rewards/third/mean"])
+    assert np.isfinite(line["loss"])
+
+
+def test_completions_without_any_reward_are_left_out_and_move_nothing(tmp_path):
+    task = tasks.MaxOfThree()
+
+    def reward(question, completions):
+        values = task.reward(question, completions)
+        if question.number == 0:
+            return [float("nan")] * len(values)
+        return [float("nan"), *values[1:]]
+
+    toys.run(tmp_path / "run", steps=2, rewards={"partly": reward}, **ONE_UPDATE)
+    first, second = toys.lines(tmp_path / "run", "metrics.jsonl")
+    groups = toys.lines(tmp_path / "run", "completions.jsonl")
+    rewards = np.array([[row["reward"] for row in g["completions"]] for g in groups])
+    advantages = np.array([[row["advantage"] for row in g["completions"]] for g in groups])
+    assert np.isnan(rewards[0]).all()
+    assert np.isnan(rewards[:, 0]).all()
+    assert np.isfinite(rewards[1:, 1:]).all()
+    assert (advantages[np.isnan(rewards)] == 0).all()
+    assert first["reward"] == pytest.approx(np.nanmean(rewards[:4]))
+    assert second["reward"] == pytest.approx(np.nanmean(rewards[4:]))
+    assert np.isfinite([first["loss"], first["grad_norm"], first["reward_std"]]).all()
+    assert np.isfinite(
+        np.concatenate(
+            [
+                leaf.ravel()
+                for path, leaf in toys.saved_state(tmp_path / "run", **ONE_UPDATE)[0].items()
+            ]
+        )
+    ).all()
+
+
+def test_nothing_scored_at_all_changes_no_parameter(tmp_path, capsys):
+    def reward(question, completions):
+        return [float("nan")] * len(completions)
+
+    toys.run(tmp_path / "run", steps=1, rewards={"never": reward}, **ONE_UPDATE)
+    (line,) = toys.lines(tmp_path / "run", "metrics.jsonl")
+    assert np.isnan(line["reward"])
+    assert line["frac_reward_zero_std"] == 1.0
+    assert line["grad_norm"] == 0.0
+    state = toys.saved_state(tmp_path / "run", **ONE_UPDATE)[0]
+    for path, leaf in jax.tree.leaves_with_path(toys.network().load()):
+        np.testing.assert_array_equal(state[".params" + jax.tree_util.keystr(path)], leaf)
+    assert "after step 1" in capsys.readouterr().out
+
+
+# -- it says when nothing can be learnt ----------------------------------------------------------
+
+
+def advice(output):
+    return [line for line in output.splitlines() if line.startswith("after step ")]
+
+
+def test_equal_rewards_are_pointed_out_after_steps_1_5_and_20(tmp_path, capsys):
+    def constant(question, completions):
+        return [1.1] * len(completions)
+
+    fields = {"rewards": {"constant": constant}} | ONE_UPDATE
+    toys.run(tmp_path / "run", steps=3, **fields)
+    toys.run(tmp_path / "run", steps=21, resume=True, **fields)
+    found = advice(capsys.readouterr().out)
+    assert [line.split(":")[0] for line in found] == [f"after step {n}" for n in (1, 5, 20)]
+    for line in found:
+        assert "all rewards were equal" in line
+        assert "1.1" in line
+        assert "--group-size" in line
+        assert "--temperature" in line
+    assert all(line["loss"] == 0 for line in toys.lines(tmp_path / "run", "metrics.jsonl"))
+    assert all(line["grad_norm"] == 0 for line in toys.lines(tmp_path / "run", "metrics.jsonl"))
+
+
+@dataclasses.dataclass(frozen=True)
+class Unreadable(tasks.MaxOfThree):
+    def parse(self, completion):
+        return None
+
+
+def test_truncation_and_unreadable_answers_are_pointed_out(tmp_path, capsys):
+    made = toys.network()
+    endless = toys.CharTokenizer(toys.ALPHABET)
+    endless.stop_ids = (len(endless),)  # no such token
+
+    def lottery(question, completions):
+        return [float(g) for g, _ in enumerate(completions)]
+
+    toys.run(
+        tmp_path / "run",
+        steps=6,
+        task=Unreadable(),
+        network=dataclasses.replace(made, tokenizer=endless),
+        rewards={"lottery": lottery},
+        **ONE_UPDATE,
+    )
+    found = advice(capsys.readouterr().out)
+    assert [line.split(":")[0] for line in found] == ["after step 1"] * 2 + ["after step 5"] * 2
+    assert sum("--max-new-tokens" in line for line in found) == 2
+    assert sum("no answer could be read" in line for line in found) == 2
+    assert not any("equal" in line for line in found)
+
+
+@pytest.mark.parametrize("fields", [ONE_UPDATE], ids=["one update"])
+def test_a_run_that_can_learn_gets_no_advice(fields, tmp_path, capsys):
+    toys.run(tmp_path / "run", steps=5, **fields)
+    assert advice(capsys.readouterr().out) == []
+
+
+def test_the_table_has_a_line_a_step_and_groups_now_and_then(tmp_path, capsys):
+    toys.run(tmp_path / "run", steps=4, **ONE_UPDATE | {"show_every": 2})
+    out = capsys.readouterr().out
+    heading = next(line for line in out.splitlines() if line.split()[:2] == ["step", "reward"])
+    for word in ("no signal", "KL", "entropy", "clipped", "length", "tok/s", "mismatch", "seconds"):
+        assert word in heading
+    rows = [line.split() for line in out.splitlines() if line.split()[:1] in (["1"], ["2"], ["4"])]
+    assert len(rows) == 3
+    assert out.count("  question ") == 3  # steps 1, 2 and 4
+    assert str(tmp_path / "run") in out
+
+
+def test_logs_may_be_read_while_a_line_is_being_written(tmp_path):
+    directory = RunDirectory(tmp_path)
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1}\n{"step": 2}\n{"ste')
+    assert directory.read("metrics.jsonl") == [{"step": 1}, {"step": 2}]
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1}\n{"st\n{"step": 3}\n')
+    with pytest.raises(ValueError, match=r"metrics\.jsonl, line 2 is not JSON"):
+        directory.read("metrics.jsonl")
