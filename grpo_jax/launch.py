@@ -42,7 +42,7 @@ def plain_errors() -> Iterator[None]:
     """
     try:
         yield
-    except (ValueError, ImportError, RewardError, RunStopped) as error:
+    except (ValueError, ImportError, OSError, RewardError, RunStopped) as error:
         if os.environ.get("GRPO_JAX_TRACEBACK"):
             raise
         print(f"error: {error}", file=sys.stderr)

@@ -87,6 +87,11 @@ class RunDirectory:
             )
         return cls(path)
 
+    def save_config(self, config: Config) -> None:
+        """Brings config.json up to date with the values that a resumed run may change."""
+        saved = read_config(self.path) | {"config": dataclasses.asdict(config)}
+        self.write("config.json", json.dumps(saved, indent=2) + "\n")
+
     def append(self, name: str, lines: Iterable[dict[str, Any]]) -> None:
         """Adds JSON lines to a log, all of them or (if the machine stops here) a part."""
         with (self.path / name).open("a") as file:

@@ -299,12 +299,13 @@ class _Loop:
             stack.callback(checkpoints.close)
             state = self._restored(checkpoints) if config.resume else self._initial()
             first = int(state.step)
-            if config.resume:
-                directory.rewind(first)
             if first > config.steps:
                 raise ValueError(
                     f"the run has {first} steps already, more than --steps {config.steps}; ask more"
                 )
+            if config.resume:
+                directory.rewind(first)
+                directory.save_config(config)
             # Never shares a buffer with the state, which is donated.
             ref_params = network.load() if self.objective.kl_coef else None
             console = stack.enter_context(RunConsole(config.steps, first))

@@ -158,11 +158,7 @@ def test_minibatches_are_whole_groups_each_once_an_epoch():
     batch = batch_of(OBJECTIVES["dr_grpo"], lengths=(5, 1, 3, 2))
     parts = list(minibatches(batch, 2, num_epochs=3))
     assert len(parts) == 6
-    for first, second in (
-        itertools.batched(parts, 2)
-        if hasattr(itertools, "batched")
-        else zip(parts[::2], parts[1::2], strict=True)
-    ):
+    for first, second in zip(parts[::2], parts[1::2], strict=True):
         joined = jax.tree.map(lambda *x: jnp.concatenate(x), first, second)
         for ours, wanted in zip(jax.tree.leaves(joined), jax.tree.leaves(batch), strict=True):
             np.testing.assert_array_equal(ours, wanted)
