@@ -1,6 +1,6 @@
 """GRPO on countdown: reach a target with three or four numbers, each used once.
 
-The verifier evaluates the expression exactly (fractions, no eval). Two demonstrations in the prompt.
+The verifier evaluates the expression exactly (fractions, no eval). The prompt demonstrates twice.
 
 Run:      python -m experiments.countdown --num-numbers 3
 Expect:   not yet run

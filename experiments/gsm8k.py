@@ -3,7 +3,7 @@
 The file is JSON lines with `question` and `answer` (the number after "####"). A model that gets a
 question right now and then is needed: at 135 M parameters there is no signal to learn from.
 
-Run:      python -m experiments.gsm8k --train-file train.jsonl --held-out-file test.jsonl --model DIR
+Run:      python -m experiments.gsm8k --train-file train.jsonl --model DIRECTORY
 Expect:   not yet run
 """
 

@@ -1,8 +1,8 @@
 """Small line charts as inline SVG, with one read-out for all of them. Standard library only.
 
 A chart has no size of its own: the curves live in a 1000 by 1000 box that stretches with the page
-(strokes and dots do not), and the labels are text beside it. `STYLE` and `SCRIPT` go into the page
-once; without the script a chart shows its last values, with it the values under the pointer.
+(strokes and dots do not), and the labels are text beside it. `report.css` and `charts.js` go into
+the page once; without the script a chart shows its last values, with it those under the pointer.
 """
 
 from __future__ import annotations
@@ -239,94 +239,3 @@ def _curve(
     dot = "dots" if series.mark == "dots" else "lone"
     paths = {kind: band, series.mark: line, dot: dots}
     return "".join(f"<path class='{k} c{series.colour}' d='{d}'/>" for k, d in paths.items() if d)
-
-
-STYLE = """
-.charts { display: grid; grid-template-columns: repeat(3, minmax(0, 1fr)); gap: 1.5rem 2rem }
-.chart { margin: 0; min-width: 0; display: flex; flex-direction: column; --c: var(--c1) }
-.c2 { --c: var(--c2) } .c3 { --c: var(--c3) } .c4 { --c: var(--c4) }
-.hero { grid-column: span 2; grid-row: span 2 }
-.chart b { font-weight: 600 } .chart i, .chart .legend, .when { color: var(--dim) }
-.chart i { font-style: normal } .when { float: right }
-.legend { display: flex; flex-wrap: wrap; gap: 0 .9rem; min-height: 1.45em; font-size: .92em }
-.legend output { color: var(--ink) } .legend .lost { color: var(--bad) }
-.legend s { display: inline-block; width: .9em; height: 0; vertical-align: .28em;
-  border-top: 2px solid var(--c); margin-right: .4em }
-.legend s.faint { opacity: .5; border-top-width: 1px }
-.legend s.dots { width: .5em; height: .5em; border: 0; border-radius: 50%; background: var(--c);
-  vertical-align: .08em }
-.plot { position: relative; flex: 1; min-height: 8.6rem; margin: .8rem .4rem 1.5rem 2.9rem;
-  touch-action: pan-y; cursor: crosshair }
-.hero .plot { min-height: 15rem }
-.plot.none { display: grid; place-items: center; color: var(--dim); cursor: default;
-  border: 1px dashed var(--rule); margin-left: 0; margin-right: 0 }
-.plot svg { position: absolute; inset: 0; width: 100%; height: 100%; overflow: visible }
-.plot path { fill: none; stroke: var(--c); stroke-width: 1.6; stroke-linejoin: round;
-  stroke-linecap: round; vector-effect: non-scaling-stroke }
-.plot path.grid { stroke: var(--rule); stroke-width: 1; stroke-linecap: butt }
-.plot path.axis { stroke: var(--dim); stroke-width: 1; stroke-linecap: butt }
-.plot path.faint { stroke-width: 1; opacity: .5 } .hero path.line { stroke-width: 2.2 }
-.plot path.dots { stroke-width: 8 } .plot path.lone { stroke-width: 4.5 }
-.plot path.whisker { stroke-width: 1.4 }
-.plot path.band { fill: var(--c); stroke: none; opacity: .15 }
-.plot path.bad { stroke: var(--bad); stroke-width: 2 }
-.plot u { position: absolute; text-decoration: none; color: var(--dim); font-size: .86em;
-  line-height: 1; white-space: nowrap; pointer-events: none }
-.plot u.y { right: 100%; margin-right: .5em; transform: translateY(-50%) }
-.plot u.x { top: 100%; margin-top: .55em; transform: translateX(-50%) }
-.hair { position: absolute; top: 0; bottom: 0; width: 0; border-left: 1px solid var(--dim);
-  pointer-events: none }
-.hair em { position: absolute; width: 9px; height: 9px; margin: -5px; border-radius: 50%;
-  background: var(--c); border: 1.5px solid var(--paper); box-sizing: border-box }
-@media (max-width: 60rem) { .charts { grid-template-columns: repeat(2, minmax(0, 1fr)) }
-  .hero { grid-row: auto } }
-@media (max-width: 40rem) { .charts { grid-template-columns: minmax(0, 1fr) }
-  .hero { grid-column: auto } }
-"""
-
-SCRIPT = """
-"use strict";
-const charts = [...document.querySelectorAll("figure[data-chart]")].map(figure => {
-  const [left, right, series] = JSON.parse(figure.dataset.chart);
-  const outputs = [...figure.querySelectorAll("output")];
-  const plot = figure.querySelector(".plot"), hair = document.createElement("div");
-  hair.className = "hair"; hair.hidden = true; plot.append(hair);
-  const marks = [...figure.querySelectorAll(".legend s")].map(swatch => {
-    const mark = document.createElement("em");
-    mark.className = swatch.className.split(" ").pop(); hair.append(mark); return mark;
-  });
-  return { left, right, series, outputs, plot, hair, marks,
-    when: figure.querySelector(".when"), last: outputs.map(o => o.textContent) };
-});
-const nearest = (points, step) => {
-  let a = 0, b = points.length - 1;
-  while (b - a > 1) { const m = (a + b) >> 1; if (points[m][0] <= step) a = m; else b = m; }
-  return Math.abs(points[a][0] - step) <= Math.abs(points[b][0] - step) ? points[a] : points[b];
-};
-const show = step => charts.forEach(c => {
-  c.hair.hidden = false;
-  c.hair.style.left = 100 * (step - c.left) / (c.right - c.left) + "%";
-  c.when.textContent = "step " + step.toLocaleString("en");
-  c.series.forEach((points, i) => {
-    const [at, y, text] = nearest(points, step);
-    c.outputs[i].textContent = text;
-    c.marks[i].hidden = y === null || at !== step;
-    c.marks[i].style.top = y + "%";
-  });
-});
-const leave = () => charts.forEach(c => {
-  c.hair.hidden = true; c.when.textContent = "";
-  c.outputs.forEach((o, i) => { o.textContent = c.last[i]; });
-});
-charts.forEach(c => {
-  const move = event => {
-    const box = c.plot.getBoundingClientRect();
-    const step = c.left + (event.clientX - box.left) / box.width * (c.right - c.left);
-    show(c.series.map(points => nearest(points, step)[0])
-      .reduce((a, b) => Math.abs(b - step) < Math.abs(a - step) ? b : a));
-  };
-  c.plot.addEventListener("pointermove", move);
-  c.plot.addEventListener("pointerdown", move);
-  c.plot.addEventListener("pointerleave", leave);
-});
-"""

@@ -7,7 +7,6 @@ is hostile: all text passes through `visible`. Logs may be short, cut off, or ho
 from __future__ import annotations
 
 import base64
-import dataclasses
 import datetime
 import hashlib
 import html
@@ -18,17 +17,16 @@ import os
 import pathlib
 import re
 import unicodedata
-from collections.abc import Iterator
 from typing import Any
 
 from grpo_jax import charts
 from grpo_jax.charts import Series, measured_text, number_text
+from grpo_jax.run_log import Run, number, read_run
 
 MAX_PROMPT_CHARS = 3000
 MAX_COMPLETION_CHARS = 1500
 MAX_COMPLETIONS = 64  # shown of one group
 MAX_VALUE_CHARS = 400  # of one config value
-MAX_STEP = 10**12
 MISSING = "\N{EN DASH}"
 
 
@@ -47,84 +45,6 @@ def write_report(run_dir: pathlib.Path) -> pathlib.Path:
     finally:
         unfinished.unlink(missing_ok=True)
     return report
-
-
-@dataclasses.dataclass
-class Run:
-    """What the files of a run say, as far as they can be read."""
-
-    config: dict[str, Any]
-    summary: dict[str, Any]
-    steps: list[dict[str, Any]]  # one for each training step, by step
-    evaluations: list[dict[str, Any]]  # likewise; step 0 is before training
-    groups: list[dict[str, Any]]  # of the last logged steps: whole steps, three groups or more
-    counts: dict[int, list[dict[str, float]]]  # step -> facts of each logged group
-    unreadable: dict[str, int]  # file -> how many lines (or files) were skipped
-
-
-def read_run(run_dir: pathlib.Path) -> Run:
-    """Reads a run directory. Of two records of a step, as a resumed run logs, the last counts."""
-    if not run_dir.is_dir():
-        raise FileNotFoundError(f"no run directory {str(run_dir)!r}; give one with metrics.jsonl")
-    unreadable: dict[str, int] = {}
-    config, summary = (
-        next(_records(run_dir / name, unreadable, whole=True), {})
-        for name in ("config.json", "summary.json")
-    )
-    steps: dict[int, dict[str, Any]] = {}
-    evaluations: dict[int, dict[str, Any]] = {}
-    for name, found in (("metrics.jsonl", steps), ("evaluations.jsonl", evaluations)):
-        for record in _records(run_dir / name, unreadable):
-            found[record["step"]] = record
-    counts: dict[int, list[dict[str, float]]] = {}
-    recent: dict[int, list[dict[str, Any]]] = {}
-    for record in _records(run_dir / "completions.jsonl", unreadable):
-        found = record.get("completions")
-        found = [c for c in found if isinstance(c, dict)] if isinstance(found, list) else []
-        rewards = [_number(c, "reward") for c in found]
-        finite = [r for r in rewards if abs(r) < charts.MAX_DRAWN]
-        mean = sum(finite) / len(finite) if finite else math.nan
-        fact = {"completions": len(found), "mean": mean, "flat": float(len(set(rewards)) < 2)}
-        counts.setdefault(record["step"], []).append(fact)
-        recent.setdefault(record["step"], []).append(record | {"completions": found, "mean": mean})
-        while len(recent) > 1 and sum(map(len, recent.values())) - len(recent[min(recent)]) >= 3:
-            del recent[min(recent)]  # the log may be larger than memory
-    return Run(
-        config=config,
-        summary=summary,
-        steps=[steps[s] for s in sorted(steps)],
-        evaluations=[evaluations[s] for s in sorted(evaluations)],
-        groups=[group for s in sorted(recent) for group in recent[s]],
-        counts=dict(sorted(counts.items())),
-        unreadable=unreadable,
-    )
-
-
-def _records(
-    path: pathlib.Path, unreadable: dict[str, int], *, whole: bool = False
-) -> Iterator[dict[str, Any]]:
-    """The JSON objects of a file: one a line, each with an integer `step`, or one `whole` file."""
-    if not path.is_file():
-        return
-    with path.open(encoding="utf-8", errors="replace") as lines:
-        for text in [lines.read()] if whole else lines:
-            try:
-                record = json.loads(text)
-                if not whole:
-                    record["step"] = int(record["step"])
-                    if not 0 <= record["step"] <= MAX_STEP:
-                        raise ValueError(record["step"])
-                yield record | {}
-            except (ValueError, TypeError, KeyError, OverflowError, RecursionError):
-                unreadable[path.name] = unreadable.get(path.name, 0) + bool(text.strip())
-
-
-def _number(record: dict[str, Any], key: str) -> float:
-    """A number of a record, NaN if it is missing or is none."""
-    try:
-        return float(record[key])
-    except (KeyError, TypeError, ValueError, OverflowError):
-        return math.nan
 
 
 def visible(text: object, *, max_chars: int = MAX_VALUE_CHARS) -> str:
@@ -178,18 +98,18 @@ def _held_out(run: Run, kind: str) -> str:
     seen = [e for e in run.evaluations if key in e]
 
     def said(evaluation: dict[str, Any]) -> str:
-        text = measured_text(_number(evaluation, key), _number(evaluation, f"{key}_stderr"))
+        text = measured_text(number(evaluation, key), number(evaluation, f"{key}_stderr"))
         mean, _, stderr = text.partition(" ")
         return f"{mean}<small> {stderr}</small>"
 
     if not seen:
-        ends = [_number(run.summary, f"held_out_{when}") for when in ("before", "after")]
+        ends = [number(run.summary, f"held_out_{when}") for when in ("before", "after")]
         if kind == "sampled" and not all(map(math.isnan, ends)):
             text = " <span>→</span> ".join(map(number_text, ends))
             return _tile("Held-out reward", text, "from summary.json", wide=True)
         return _tile(f"Held-out reward, {kind}", MISSING, "not evaluated", wide=True)
     first, last = seen[0], seen[-1]
-    questions = number_text(_number(last, "eval/num_questions"))
+    questions = number_text(number(last, "eval/num_questions"))
     if first is last:
         note = f"one evaluation, at step {first['step']} · {questions} questions"
         return _tile(f"Held-out reward, {kind}", said(first), note, wide=True)
@@ -200,12 +120,12 @@ def _held_out(run: Run, kind: str) -> str:
 
 def _headline(run: Run) -> str:
     last = run.steps[-1] if run.steps else {}
-    times = [t for t in (_number(s, "step_time") for s in run.steps) if abs(t) < charts.MAX_DRAWN]
-    seconds, source = _number(run.summary, "seconds"), "wall clock"
+    times = [t for t in (number(s, "step_time") for s in run.steps) if abs(t) < charts.MAX_DRAWN]
+    seconds, source = number(run.summary, "seconds"), "wall clock"
     if math.isnan(seconds):
         seconds, source = (sum(times), "sum of step times") if times else (math.nan, "not logged")
-    gibibytes = _number(run.summary, "peak_rss_bytes") / 2**30
-    tokens = _number(last, "num_tokens")
+    gibibytes = number(run.summary, "peak_rss_bytes") / 2**30
+    tokens = number(last, "num_tokens")
     groups = sum(map(len, run.counts.values()))
     logged = sum(int(g["completions"]) for facts in run.counts.values() for g in facts)
     pace = f" · {number_text(sum(times) / len(times))} s a step" if times else ""
@@ -235,15 +155,13 @@ def _charts(run: Run) -> str:
 
     def series(key: str, label: str, **looks: Any) -> Series:
         having = [s for s in run.steps if key in s]
-        return Series(
-            label, [s["step"] for s in having], [_number(s, key) for s in having], **looks
-        )
+        return Series(label, [s["step"] for s in having], [number(s, key) for s in having], **looks)
 
     def held_out(kind: str, colour: int) -> Series:
         key = f"eval/{kind}/reward"
         seen = [e for e in run.evaluations if key in e]
-        means = [_number(e, key) for e in seen]
-        errors = [_number(e, f"{key}_stderr") for e in seen]
+        means = [number(e, key) for e in seen]
+        errors = [number(e, f"{key}_stderr") for e in seen]
         texts = [
             f"{measured_text(m, d)} at {e['step']:,}"
             for e, m, d in zip(seen, means, errors, strict=True)
@@ -259,7 +177,8 @@ def _charts(run: Run) -> str:
         curves[0] = reward._replace(mark="faint")
         smoothed = charts.smooth(reward.values, window)
         curves.append(Series(f"over {window} steps", reward.steps, smoothed))
-    names = sorted({k for s in run.steps for k in s if k.startswith("rewards/")})
+    keys = {k for s in run.steps for k in s}
+    names = sorted(k for k in keys if k.startswith("rewards/") and k.endswith("/mean"))
     if len(names) > 1:
         pretty = [n.removeprefix("rewards/").removesuffix("/mean")[:30] for n in names[:6]]
         parts = zip(names, pretty, itertools.cycle((4, 2, 3)), strict=False)
@@ -315,20 +234,20 @@ def _charts(run: Run) -> str:
 
 
 def _completion(index: int, completion: dict[str, Any], scale: float) -> str:
-    advantage = _number(completion, "advantage")
+    advantage = number(completion, "advantage")
     tint = advantage / scale if abs(advantage) < charts.MAX_DRAWN else 0.0
-    tokens = number_text(_number(completion, "num_tokens"))
+    tokens = number_text(number(completion, "num_tokens"))
     tokens += " tokens, cut off" if completion.get("truncated") is True else " tokens"
     rewards = completion.get("rewards")
     parts = rewards if isinstance(rewards, dict) and len(rewards) > 1 else {}
     named = "".join(
-        f"<span>{visible(name, max_chars=30)} {number_text(_number(parts, name))}</span>"
+        f"<span>{visible(name, max_chars=30)} {number_text(number(parts, name))}</span>"
         for name in itertools.islice(parts, 8)
     )
     return (
         f"<li class='{'up' if tint > 0 else 'down'}' style='--a:{abs(tint):.3f}'>"
         f"<div class='facts'><span class='index'>{index}</span>"
-        f"<b>{number_text(_number(completion, 'reward'))}</b>"
+        f"<b>{number_text(number(completion, 'reward'))}</b>"
         f"<b class='advantage'>{'+' if tint > 0 else ''}{number_text(advantage)}</b>"
         f"<span>{tokens}</span>{named}</div>"
         f"<pre>{visible(completion.get('text', ''), max_chars=MAX_COMPLETION_CHARS)}</pre></li>"
@@ -342,20 +261,18 @@ def _groups(run: Run) -> str:
     chosen = {"Best": 0, "Median": len(ranked) // 2, "Worst": len(ranked) - 1}
     if len(ranked) < 3:
         chosen = {"Best": 0, "Worst": 1} if len(ranked) == 2 else {"Only": 0}
-    advantages = [
-        _number(c, "advantage") for i in chosen.values() for c in ranked[i]["completions"]
-    ]
+    advantages = [number(c, "advantage") for i in chosen.values() for c in ranked[i]["completions"]]
     scale = max([abs(a) for a in advantages if abs(a) < charts.MAX_DRAWN], default=0.0) or 1.0
     sections = ""
     for name, i in chosen.items():
         group = ranked[i]
         found = list(enumerate(group["completions"], 1))
-        found.sort(key=lambda one: -_rank(_number(one[1], "reward")))
+        found.sort(key=lambda one: -_rank(number(one[1], "reward")))
         items = "".join(_completion(index, c, scale) for index, c in found[:MAX_COMPLETIONS])
         if len(found) > MAX_COMPLETIONS:
             left_out = len(found) - MAX_COMPLETIONS
             items += f"<li class='none'>{left_out:,} more completions left out</li>"
-        prompt = visible(group.get("prompt", ""), max_chars=MAX_PROMPT_CHARS)
+        prompt = visible(_prompt_text(group.get("prompt", "")), max_chars=MAX_PROMPT_CHARS)
         sections += (
             f"<section class='group'><div><h3>{name} group</h3>"
             f"<p>step {group['step']:,} · question {visible(group.get('question', MISSING))}"
@@ -372,6 +289,13 @@ def _groups(run: Run) -> str:
         " <span class='key'><i class='down'></i> below the group's mean"
         f" <i class='up'></i> above it</span></p>{sections}"
     )
+
+
+def _prompt_text(prompt: object) -> object:
+    """Chat turns as text, a turn after the other."""
+    if isinstance(prompt, list) and all(isinstance(turn, dict) for turn in prompt):
+        return "\n".join(f"{turn.get('role')}: {turn.get('content')}" for turn in prompt)
+    return prompt
 
 
 def _rank(value: float) -> float:
@@ -430,15 +354,17 @@ def _page(name: str, run: Run) -> str:
         for file, n in run.unreadable.items()
     )
     warning = f"<p class='warning'>Unreadable, so left out: {skipped}.</p>" if skipped else ""
-    script = base64.b64encode(hashlib.sha256(charts.SCRIPT.encode()).digest()).decode()
+    here = pathlib.Path(__file__).parent
+    style, script = ((here / file).read_text() for file in ("report.css", "charts.js"))
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     return f"""<!doctype html>
 <html lang="en"><head><meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <meta name="color-scheme" content="light dark">
 <meta http-equiv="Content-Security-Policy" content="default-src 'none'; base-uri 'none';
- form-action 'none'; style-src 'unsafe-inline'; script-src 'sha256-{script}'">
+ form-action 'none'; style-src 'unsafe-inline'; script-src 'sha256-{digest}'">
 <title>{re.sub("<[^>]*>", "", title)} · grpo_jax</title>
-<style>{STYLE}{charts.STYLE}</style></head><body>
+<style>{style}</style></head><body>
 <header><p class="over">grpo_jax run</p><h1>{title}</h1>
 <p class="about">{"".join(f"<span>{visible(a, max_chars=200)}</span>" for a in about)}</p></header>
 {warning}{_headline(run)}
@@ -446,78 +372,5 @@ def _page(name: str, run: Run) -> str:
 <h2>Completions</h2>{_groups(run)}
 <h2>Config</h2>{_config(run)}
 <h2>Logged groups</h2>{_counts(run)}</main>
-<script>{charts.SCRIPT}</script></body></html>
-"""
-
-
-STYLE = """
-:root { color-scheme: light dark; --paper: #fcfbf8; --ink: #1c1e22; --dim: #6d7077;
-  --rule: #e4e2db; --well: #f4f2ec; --bad: #c0264b;
-  --c1: #2458c5; --c2: #d9650f; --c3: #0c8a78; --c4: #8a52b8; --up: #2f6fe0; --down: #e07a1f }
-@media (prefers-color-scheme: dark) { :root { --paper: #14161a; --ink: #e6e4df; --dim: #92959d;
-  --rule: #2a2d33; --well: #1b1e23; --bad: #ff6b88;
-  --c1: #7aa5ff; --c2: #ff9d52; --c3: #4fd0b8; --c4: #c79bf0; --up: #4f86ec; --down: #e08a3c } }
-* { box-sizing: border-box }
-body { margin: 0 auto; max-width: 82rem; padding: 2.5rem 2rem 4rem; background: var(--paper);
-  color: var(--ink); font: 14px/1.45 ui-sans-serif, system-ui, "Segoe UI", Roboto, sans-serif;
-  font-variant-numeric: tabular-nums; -webkit-text-size-adjust: 100% }
-.chart, table, .config, .facts { font-size: 12.5px }
-h1 { font-size: 2.3rem; line-height: 1.1; letter-spacing: -.025em; margin: .1em 0 .25em;
-  font-weight: 650; overflow-wrap: anywhere }
-h2 { font-size: 1.15rem; font-weight: 650; margin: 3rem 0 1rem; padding-top: .7rem;
-  border-top: 1px solid var(--ink) }
-h3 { margin: 0; font-size: 1rem } .config + h3 { margin: 1.4rem 0 .6rem }
-h4 { margin: .9rem 0 .25rem; color: var(--dim); font-size: .82rem; font-weight: 500 }
-p { margin: 0 0 .8rem } .over, .about, .none, .group p { color: var(--dim) } .over { margin: 0 }
-.about span + span::before { content: "·"; margin: 0 .55em }
-.about span { overflow-wrap: anywhere } .warning { color: var(--bad) }
-.tiles { display: grid; grid-template-columns: repeat(10, minmax(0, 1fr)); gap: 1.4rem 2rem;
-  margin: 1.8rem 0 0 }
-.tiles > div { border-top: 1px solid var(--rule); padding-top: .6rem }
-.tiles dt { color: var(--dim) } .tiles dd { margin: 0; font-size: 1.55rem; line-height: 1.25;
-  letter-spacing: -.015em; font-weight: 600 }
-.tiles .wide dd { font-size: 2.1rem } .tiles small { font-size: .55em; font-weight: 400;
-  white-space: nowrap; color: var(--dim); letter-spacing: 0 }
-.tiles span { color: var(--dim); font-weight: 300 }
-.tiles dd.note { font-size: .85rem; font-weight: 400; letter-spacing: 0; color: var(--dim) }
-.tiles > div { grid-column: span 2 } .tiles > .wide { grid-column: span 5 }
-pre { margin: 0; font: 12.5px/1.5 ui-monospace, "SF Mono", Menlo, Consolas, "DejaVu Sans Mono",
-  monospace; white-space: pre-wrap; overflow-wrap: anywhere; max-height: 16rem; overflow: auto }
-kbd { font: inherit; color: var(--bad) } kbd.n { color: var(--dim); opacity: .6 }
-mark { background: none; color: var(--bad); font-style: italic }
-li pre { background: inherit }
-pre mark { display: block; position: sticky; bottom: 0; background: inherit }
-.group { display: grid; grid-template-columns: minmax(0, 1fr) minmax(0, 2fr); gap: 1rem 2rem;
-  padding: 1.2rem 0; border-top: 1px solid var(--rule) } .group p { margin: 0 }
-.group > div > pre { background: var(--well); padding: .5rem .7rem; border-radius: 4px }
-.group ol { list-style: none; margin: 0; padding: 0; display: grid; gap: 3px;
-  align-content: start; min-width: 0 }
-.group li { padding: .35rem .7rem; border-radius: 3px; display: grid; align-items: baseline;
-  grid-template-columns: 15.5rem minmax(0, 1fr); gap: .1rem 1rem }
-.group li.none { display: block }
-.up { --tint: var(--up) } .down { --tint: var(--down) }
-.group li.up, .group li.down { border-left: 3px solid var(--rule); background: var(--well);
-  border-color: color-mix(in srgb, var(--tint) calc(var(--a) * 100%), var(--rule));
-  background: color-mix(in srgb, var(--tint) calc(var(--a) * 34%), var(--well)) }
-.facts { display: flex; flex-wrap: wrap; gap: 0 .8em } .facts span { color: var(--dim) }
-.facts .index { min-width: 1.4em; text-align: right } .facts b { min-width: 2em; font-weight: 500 }
-.facts .advantage { min-width: 3.2em; font-weight: 650 }
-.key { display: block } .key i { display: inline-block; width: .8em;
-  height: .8em; border-radius: 2px; background: var(--tint); margin-right: .15em }
-.key i + i { margin-left: .8em }
-.config { columns: 20rem; column-gap: 2rem; margin: 0 }
-.config div { display: flex; gap: 1em; justify-content: space-between; break-inside: avoid;
-  border-bottom: 1px solid var(--rule); padding: .22rem 0 }
-.config dt { color: var(--dim); overflow-wrap: anywhere } .config dd { margin: 0;
-  text-align: right; overflow-wrap: anywhere; min-width: 40% }
-.scroll { max-height: 18rem; overflow: auto; max-width: 40rem } table { border-collapse: collapse;
-  width: 100% } th, td { text-align: right; padding: .2rem 0 .2rem 1rem; font-weight: 400;
-  border-bottom: 1px solid var(--rule) } th { position: sticky; top: 0; background: var(--paper);
-  color: var(--dim) } th:first-child, td:first-child { text-align: left; padding-left: 0 }
-@media (max-width: 60rem) { .group { grid-template-columns: minmax(0, 1fr) }
-  .tiles .wide dd:not(.note) { font-size: 1.6rem } }
-@media (max-width: 40rem) { body { padding: 1.5rem 1rem 3rem } h1 { font-size: 1.7rem }
-  .tiles { gap: 1.1rem 1.2rem } .tiles > div { grid-column: span 5 }
-  .tiles > .wide { grid-column: 1 / -1 } .tiles .wide dd:not(.note) { font-size: 1.6rem }
-  .group li { grid-template-columns: minmax(0, 1fr) } }
+<script>{script}</script></body></html>
 """

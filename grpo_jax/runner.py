@@ -247,6 +247,8 @@ class _Loop:
         if done:
             return done[-1]
         started = time.perf_counter()
+        count = min(self.config.eval_questions, self.task.num_held_out)
+        console.say(f"asking {count} held-out questions, by sampling and greedily ...", "dim")
 
         def score(questions, completions) -> np.ndarray:
             return weighted_sum(self._score(questions, completions, step), self.reward_weights)
@@ -320,6 +322,8 @@ class _Loop:
                 console.say(f"resumed after step {first}")
             before = self.evaluate(state.params, 0, directory, console) if not first else None
             history = directory.read("metrics.jsonl")
+            if first < config.steps:
+                console.say("training; the first step compiles ...", "dim")
             with _stop_signal() as stop:
                 while int(state.step) < config.steps and not stop:
                     state, found = self.step(state, ref_params, directory, console)

@@ -4,11 +4,15 @@ import html
 import itertools
 import json
 import math
+import pathlib
 import re
 
 import pytest
 
 from grpo_jax import charts, report
+from grpo_jax.run_log import read_run
+
+SCRIPT = (pathlib.Path(report.__file__).parent / "charts.js").read_text()
 
 HOSTILE = (
     '</pre><script>alert("x")</script><img src=http://evil/ onerror=alert(1)>\x1b[2J\x00\u202e'
@@ -76,7 +80,10 @@ def group(number, rewards, *, text=" 47", question=17):
 
 def write_run(run_dir, *, metrics=(), groups=(), config=None, summary=None, tail=""):
     run_dir.mkdir(exist_ok=True)
-    for name, records in (("metrics", metrics), ("completions", groups)):
+    evaluations = [record for record in metrics if "eval/num_questions" in record]
+    metrics = [record for record in metrics if record not in evaluations]
+    logs = {"metrics": metrics, "evaluations": evaluations, "completions": groups}
+    for name, records in logs.items():
         lines = "".join(json.dumps(record) + "\n" for record in records)
         (run_dir / f"{name}.jsonl").write_text(lines + tail)
     for name, value in (("config", config), ("summary", summary)):
@@ -175,7 +182,7 @@ def test_hostile_text_stays_text(tmp_path):
         },
     )
     page = page_of(tmp_path)
-    body = page.replace(f"<script>{charts.SCRIPT}</script>", "")
+    body = page.replace(f"<script>{SCRIPT}</script>", "")
     assert "<script" not in body
     assert "<img" not in body
     assert "&lt;script&gt;alert(" in page
@@ -279,7 +286,7 @@ def test_a_second_report_replaces_the_first_and_leaves_nothing_else(tmp_path):
 
 def test_a_step_logged_twice_counts_once(tmp_path):
     write_run(tmp_path, metrics=[step(1), step(2, reward=0.1), step(2, reward=0.9)])
-    run = report.read_run(tmp_path)
+    run = read_run(tmp_path)
     assert [(s["step"], s["reward"]) for s in run.steps] == [(1, 0.25), (2, 0.9)]
 
 
