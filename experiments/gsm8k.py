@@ -38,11 +38,16 @@ def task(config: Config) -> tasks.Task:
     return tasks.GSM8K(config.train_file, config.held_out_file or None)
 
 
+def rewards(config: Config) -> dict[str, grpo_jax.rewards.RewardFn]:
+    return {"math_answer": grpo_jax.rewards.math_answer}
+
+
 def main(config: Config) -> None:
     summary = grpo_jax.run(
         config,
         experiment="experiments.gsm8k",
         task=task(config),
+        rewards=rewards(config),
         objective=grpo_jax.grpo(kl_coef=config.kl_coef),
     )
     print(json.dumps(summary))

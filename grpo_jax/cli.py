@@ -5,13 +5,11 @@ grpo-jax eval RUN_OR_MODEL    grpo-jax sample RUN_OR_MODEL    grpo-jax export RU
 grpo-jax report RUN           grpo-jax score EXPERIMENT FILE
 """
 
-import difflib
-import importlib
-import importlib.util
+import dataclasses
 import json
 import math
-import pkgutil
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import Annotated, Any
@@ -19,8 +17,10 @@ from typing import Annotated, Any
 import tyro
 
 from grpo_jax.launch import launch, plain_errors
-from grpo_jax.rewards.base import Completion, Question
+from grpo_jax.rewards.base import Completion, Question, RewardFn
 from grpo_jax.run_directory import read_config
+from grpo_jax.source import experiment_module, load_source
+from grpo_jax.tasks.base import Task
 
 
 def main() -> None:
@@ -59,9 +59,9 @@ def evaluate(
     experiment: str = "",
     questions: int = 100,
     samples: int = 4,
-    max_new_tokens: int = 0,
-    temperature: float = 1.0,
-    seed: int = 0,
+    max_new_tokens: int | None = None,
+    temperature: float | None = None,
+    seed: int | None = None,
 ) -> None:
     """Asks held-out questions, greedily and by sampling; prints one JSON object.
 
@@ -70,50 +70,61 @@ def evaluate(
         experiment: whose questions; by default those that the run was trained for.
         questions: how many, at most.
         samples: of each, besides one greedy answer.
-        max_new_tokens: longest answer; by default the experiment's.
-        temperature: of the samples.
-        seed: of the draws.
+        max_new_tokens: longest answer; by default the run's.
+        temperature: of the samples; by default the run's.
+        seed: of the draws; by default the run's.
     """
+    from grpo_jax.data import held_out_questions
     from grpo_jax.evaluate import ask_held_out
     from grpo_jax.rewards.combine import score_groups, weighted_sum
     from grpo_jax.sampling import Sampling
 
-    loaded = _load(source, experiment)
+    _at_least_one(questions=questions, samples=samples)
+    loaded = load_source(source, experiment)
     if loaded.module is None:
         raise ValueError(
             f"{source} is a model and has no questions; name them: --experiment quickstart"
         )
     config, task = loaded.config, loaded.module.task(loaded.config)
+    functions = _reward_functions(loaded.module, config, task)
+    tokenizer = loaded.network.tokenizer
+    asked, prompts = held_out_questions(
+        task,
+        tokenizer,
+        num_questions=questions,
+        max_prompt_tokens=config.max_prompt_tokens,
+        drop_long_prompts=config.drop_long_prompts,
+    )
+    sampling = Sampling(
+        max_new_tokens=config.max_new_tokens if max_new_tokens is None else max_new_tokens,
+        temperature=config.temperature if temperature is None else temperature,
+        top_k=config.top_k,
+        top_p=config.top_p,
+        min_p=config.min_p,
+        stop_ids=tokenizer.stop_ids,
+        pad_id=tokenizer.pad_id,
+    )
 
-    def rewards(asked: Any, completions: Any) -> Any:
-        functions = {task.name: task.reward}
+    def rewards(completions: Any) -> Any:
         timeout = config.reward_timeout_seconds
         scored = score_groups(functions, asked, completions, step=0, timeout_seconds=timeout)
-        return weighted_sum(scored, [1.0])
+        return weighted_sum(scored, [1.0] * len(functions))
 
     result: dict[str, Any] = {"source": source, "step": loaded.step, "task": task.name}
-    tokenizer = loaded.network.tokenizer
-    for name, heat, count in (("sampled", temperature, samples), ("greedy", 0.0, 1)):
-        sampling = Sampling(
-            max_new_tokens=max_new_tokens or config.max_new_tokens,
-            temperature=heat,
-            stop_ids=tokenizer.stop_ids,
-            pad_id=tokenizer.pad_id,
-        )
+    result["num_questions"] = len(asked)
+    greedy = dataclasses.replace(sampling, temperature=0.0)
+    for name, how, count in (("sampled", sampling, samples), ("greedy", greedy, 1)):
         found = ask_held_out(
             loaded.network.policy,
             loaded.params,
             tokenizer,
-            task,
+            prompts,
             rewards,
-            sampling=sampling,
-            num_questions=questions,
+            sampling=how,
             num_samples=count,
-            max_prompt_tokens=config.max_prompt_tokens,
-            seed=seed,
+            seed=config.seed if seed is None else seed,
         )
         result |= {f"{name}/reward": found.reward, f"{name}/reward_stderr": found.stderr}
-        result["num_questions"] = len(found.questions)
     print(json.dumps(result))
 
 
@@ -148,9 +159,8 @@ def sample(
     from grpo_jax.data import decode_completions, pad_prompts
     from grpo_jax.sampling import Sampling, prompt_keys, sample_groups
 
-    if samples < 1:
-        raise ValueError(f"samples is {samples}; it must be at least 1")
-    loaded = _load(source)
+    _at_least_one(samples=samples)
+    loaded = load_source(source)
     tokenizer = loaded.network.tokenizer
     question = Question(0, ({"role": "user", "content": prompt},) if chat else prompt)
     ids = tokenizer.encode(question.prompt)
@@ -183,10 +193,9 @@ def export(source: tyro.conf.Positional[str], target: tyro.conf.Positional[Path]
         source: a run directory.
         target: the directory to make.
     """
-    from grpo_jax.run_directory import check_unused
-
-    check_unused(target)
-    loaded = _load(source)
+    if target.exists():
+        raise ValueError(f"{target} exists already; nothing was written, choose another name")
+    loaded = load_source(source)
     if loaded.network.export is None:
         raise ValueError(f"{source} trained a toy; there is no checkpoint format to write it in")
     loaded.network.export(loaded.params, target)
@@ -210,7 +219,7 @@ def score(
     file: tyro.conf.Positional[Path],
     answer: Annotated[str | None, tyro.conf.arg(metavar="JSON")] = None,
 ) -> None:
-    """Runs an experiment's reward function over a file; no model is loaded.
+    """Runs an experiment's reward functions over a file; no model is loaded.
 
     Each line is a JSON object with `completion` (text) or `completions` (texts, or objects with
     `text`) and what the reward needs: `answer`, `prompt`; a run's completions.jsonl will do. Any
@@ -219,91 +228,49 @@ def score(
     Args:
         experiment: a name in experiments/, or the path of a file like those.
         file: the text, or - for standard input.
-        answer: of lines that name none, as JSON (a bare word is text).
+        answer: of lines that name none, as the task writes its answers.
     """
-    from grpo_jax.rewards.combine import score_groups
+    from grpo_jax.rewards.combine import score_groups, weighted_sum
 
     module = experiment_module(experiment)
-    task = module.task(module.Config())
+    config = module.Config()
+    if hasattr(module, "rewards"):
+        functions, answer_is_text = module.rewards(config), False
+    else:
+        task = module.task(config)
+        functions = _reward_functions(module, config, task)
+        answer_is_text = isinstance(task.held_out(0).answer, str)
+    given = None if answer is None else _json_or_text(answer)
+    if answer_is_text and not isinstance(given, str):
+        given = answer
     text = sys.stdin.read() if str(file) == "-" else _read(file)
     rewards: list[float] = []
     for number, line in enumerate(text.splitlines(), 1):
         if not line.strip():
             continue
-        question, completions = _scored_line(line, number, answer)
-        scored = score_groups(
-            {task.name: task.reward}, [question], [completions], step=0, timeout_seconds=60.0
-        )
-        values = [float(value) for value in scored[0, :, 0]]
+        question, completions = _scored_line(line, number, given)
+        scored = score_groups(functions, [question], [completions], step=0, timeout_seconds=60.0)
+        values = weighted_sum(scored, [1.0] * len(functions))[0].tolist()
         rewards += values
         for completion, value in zip(completions, values, strict=True):
             print(json.dumps({"line": number, "reward": value, "completion": completion.text}))
     applies = [value for value in rewards if not math.isnan(value)]
     mean = sum(applies) / len(applies) if applies else None
-    print(json.dumps({"task": task.name, "completions": len(rewards), "mean_reward": mean}))
+    names = sorted(functions)
+    print(json.dumps({"rewards": names, "completions": len(rewards), "mean_reward": mean}))
 
 
-def experiment_module(name: str) -> ModuleType:
-    """The module of an experiment: a name in experiments/, or the path of a file.
-
-    Raises:
-        ValueError: there is none; names the nearest.
-    """
-    if name.endswith(".py"):
-        path = Path(name)
-        spec = importlib.util.spec_from_file_location(path.stem, path)
-        if not path.is_file() or spec is None or spec.loader is None:
-            raise ValueError(f"there is no experiment file {name}")
-        module = importlib.util.module_from_spec(spec)
-        sys.modules[path.stem] = module
-        spec.loader.exec_module(module)
-        return module
-    import experiments
-
-    names = sorted(module.name for module in pkgutil.iter_modules(experiments.__path__))
-    short = name.removeprefix("experiments.")
-    if short not in names:
-        near = difflib.get_close_matches(short, names, n=1)
-        hint = f"did you mean {near[0]}? " if near else ""
-        raise ValueError(f"there is no experiment {name!r}; {hint}There are: {', '.join(names)}")
-    return importlib.import_module(f"experiments.{short}")
+def _at_least_one(**counts: int) -> None:
+    for name, value in counts.items():
+        if value < 1:
+            raise ValueError(f"{name} is {value}; it must be at least 1")
 
 
-class _Loaded:
-    """A network with the parameters of a run's newest checkpoint, or of a model."""
-
-    def __init__(self, network: Any, params: Any, step: int, module: Any, config: Any):
-        self.network, self.params, self.step = network, params, step
-        self.module, self.config = module, config
-
-
-def _load(source: str, experiment: str = "") -> _Loaded:
-    from grpo_jax.checkpoints import Checkpoints
-    from grpo_jax.models.network import pretrained
-
-    path = Path(source)
-    is_run = (path / "checkpoints").is_dir() and (path / "config.json").is_file()
-    saved = read_config(path) if is_run else None
-    name = experiment or (saved["experiment"] if saved else "")
-    module = experiment_module(name) if name else None
-    config = module.Config() if module else None
-    if saved is None:
-        network = pretrained(source)
-        return _Loaded(network, network.load(), 0, module, config)
-    trained = experiment_module(saved["experiment"])
-    saved_config = trained.Config(**_tuples(saved["config"]) | {"resume": False})
-    if hasattr(trained, "network"):
-        network = trained.network(saved_config)
-    else:
-        network = pretrained(saved_config.model)
-    checkpoints = Checkpoints(path / "checkpoints")
-    step, params = checkpoints.restore_params(network.shapes)
-    checkpoints.close()
-    return _Loaded(network, params, step, module, config if experiment else saved_config)
-
-
-def _tuples(config: dict[str, Any]) -> dict[str, Any]:
-    return {k: tuple(v) if isinstance(v, list) else v for k, v in config.items()}
+def _reward_functions(module: ModuleType, config: Any, task: Task) -> Mapping[str, RewardFn]:
+    """An experiment's own (`rewards(config)` in its file), or its task's."""
+    if hasattr(module, "rewards"):
+        return module.rewards(config)
+    return {task.name: task.reward}
 
 
 def _read(file: Path) -> str:
@@ -313,22 +280,23 @@ def _read(file: Path) -> str:
         raise ValueError(f"cannot read {file}: {error}") from None
 
 
-def _scored_line(line: str, number: int, answer: str | None) -> tuple[Question, list[Completion]]:
-    try:
-        fields = json.loads(line)
-    except ValueError:
-        fields = None
-    if not isinstance(fields, dict):
-        fields = {"completion": line}
+def _scored_line(line: str, number: int, answer: Any) -> tuple[Question, list[Completion]]:
+    fields: Any = {"completion": line}
+    if line.lstrip().startswith("{"):
+        try:
+            fields = json.loads(line)
+        except ValueError as error:
+            raise ValueError(f"line {number} begins like JSON but is none: {error}") from None
     texts = fields.get("completions", [fields.get("completion")])
-    rows: list[dict[str, Any]] = [t if isinstance(t, dict) else {"text": t} for t in texts]
-    if not all(isinstance(row.get("text"), str) for row in rows):
+    rows: list[Any] = list(texts) if isinstance(texts, list) else [None]
+    rows = [row if isinstance(row, dict) else {"text": row} for row in rows]
+    if not rows or not all(isinstance(row.get("text"), str) for row in rows):
         raise ValueError(
             f'line {number} has no completion: give {{"completion": text}} or '
             f'{{"completions": [...]}}, not {line[:80]!r}'
         )
-    given = fields.get("answer", _json_or_text(answer))
-    if given is None:
+    answer = fields.get("answer", answer)
+    if answer is None:
         raise ValueError(f"line {number} names no answer to compare with; give it, or --answer")
     completions = [
         # Where the file does not say how long a completion was, characters stand in.
@@ -337,11 +305,11 @@ def _scored_line(line: str, number: int, answer: str | None) -> tuple[Question, 
         )
         for row in rows
     ]
-    return Question(number, fields.get("prompt", ""), given), completions
+    return Question(number, fields.get("prompt", ""), answer), completions
 
 
-def _json_or_text(answer: str | None) -> Any:
+def _json_or_text(answer: str) -> Any:
     try:
-        return None if answer is None else json.loads(answer)
+        return json.loads(answer)
     except ValueError:
         return answer

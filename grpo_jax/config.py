@@ -83,6 +83,10 @@ class Config:
         for name, bound in at_least.items():
             if not getattr(self, name) >= bound:
                 self._refuse(name, f"it must be at least {bound}")
+        if self.seed >= 2**32:
+            self._refuse("seed", "it must be below 2**32, or two seeds would share their keys")
+        if not self.model:
+            self._refuse("model", "name one, or leave it out for the default")
         if self.group_size < 2:
             self._refuse("group_size", "a group of one has nothing to be compared with; 2 or more")
         if not 0 < self.temperature < float("inf"):

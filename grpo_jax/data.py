@@ -40,23 +40,63 @@ def train_batch(
         ValueError: a prompt is empty or longer than `max_prompt_tokens`, unless such are dropped
             and counted; or 1000 in a row were.
     """
-    questions, ids, num_dropped = [], [], 0
+    questions, ids = [], []
+    num_dropped = in_a_row = 0
     while len(questions) < num_prompts:
-        question = task.train(seed, position)
+        try:
+            question = task.train(seed, position)
+        except (ZeroDivisionError, LookupError) as error:
+            raise ValueError(
+                f"task {task.name} has no training question {position} "
+                f"({type(error).__name__}: {error}); give it questions"
+            ) from error
         position += 1
         encoded = tokenizer.encode(question.prompt)
         if drop_long_prompts and len(encoded) > max_prompt_tokens:
             num_dropped += 1
-            if num_dropped >= _MAX_DROPPED:
+            in_a_row += 1
+            if in_a_row >= _MAX_DROPPED:
                 raise ValueError(
-                    f"{num_dropped} questions in a row were longer than max_prompt_tokens = "
+                    f"{in_a_row} questions in a row were longer than max_prompt_tokens = "
                     f"{max_prompt_tokens} (the last one: {len(encoded)} tokens); raise it"
                 )
             continue
+        in_a_row = 0
         questions.append(question)
         ids.append(encoded)
     prompts = pad_prompts(questions, ids, max_prompt_tokens=max_prompt_tokens)
     return PromptBatch(tuple(questions), prompts, position, num_dropped)
+
+
+def held_out_questions(
+    task: Task,
+    tokenizer: Tokenizer,
+    *,
+    num_questions: int,
+    max_prompt_tokens: int,
+    drop_long_prompts: bool = False,
+) -> tuple[tuple[Question, ...], Prompts]:
+    """The first held-out questions, at most `num_questions`, and their padded ids.
+
+    Raises:
+        ValueError: the task has none; a prompt is empty or longer than `max_prompt_tokens`, unless
+            such are dropped, and then all of them were.
+    """
+    if task.num_held_out < 1:
+        raise ValueError(
+            f"task {task.name} has no held-out questions; give it some, or set --eval-questions 0"
+        )
+    questions = [task.held_out(n) for n in range(min(num_questions, task.num_held_out))]
+    ids = [tokenizer.encode(question.prompt) for question in questions]
+    if drop_long_prompts:
+        kept = [n for n, encoded in enumerate(ids) if len(encoded) <= max_prompt_tokens]
+        if not kept:
+            raise ValueError(
+                f"all {len(questions)} held-out questions are longer than max_prompt_tokens = "
+                f"{max_prompt_tokens} (the first: {len(ids[0])} tokens); raise it"
+            )
+        questions, ids = [questions[n] for n in kept], [ids[n] for n in kept]
+    return tuple(questions), pad_prompts(questions, ids, max_prompt_tokens=max_prompt_tokens)
 
 
 def pad_prompts(

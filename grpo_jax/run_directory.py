@@ -15,11 +15,14 @@ import importlib.metadata
 import json
 import os
 import platform
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from grpo_jax.config import Config, differences
+from grpo_jax.rewards.base import Completion, Question
 from grpo_jax.version import __version__
 
 LOGS = ("metrics.jsonl", "evaluations.jsonl", "completions.jsonl")
@@ -113,6 +116,45 @@ class RunDirectory:
         unfinished = path.with_name(path.name + ".unfinished")
         unfinished.write_text(text)
         os.replace(unfinished, path)
+
+
+def group_lines(
+    step: int,
+    questions: Sequence[Question],
+    completions: Sequence[Sequence[Completion]],
+    by_function: Mapping[str, np.ndarray],
+    rewards: np.ndarray,
+    advantages: np.ndarray,
+) -> Iterator[dict[str, Any]]:
+    """The lines of completions.jsonl, one a group.
+
+    Args:
+        step: the training step.
+        questions: P of them.
+        completions: P groups of G.
+        by_function: name -> [P, G], of each reward function.
+        rewards: [P, G], combined.
+        advantages: [P, G, 1] or [P, G, T]; credit by token is written as its mean.
+    """
+    for p, (question, group) in enumerate(zip(questions, completions, strict=True)):
+        rows = [
+            {
+                "text": row.text,
+                "num_tokens": row.num_tokens,
+                "truncated": row.truncated,
+                "rewards": {name: float(values[p, g]) for name, values in by_function.items()},
+                "reward": float(rewards[p, g]),
+                "advantage": float(advantages[p, g, : max(row.num_tokens, 1)].mean()),
+            }
+            for g, row in enumerate(group)
+        ]
+        yield {
+            "step": step,
+            "question": question.number,
+            "prompt": question.prompt,
+            "answer": question.answer,
+            "completions": rows,
+        }
 
 
 def check_unused(path: Path) -> None:

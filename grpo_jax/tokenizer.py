@@ -43,10 +43,10 @@ class HFTokenizer:
 
         try:
             self._tokenizer = AutoTokenizer.from_pretrained(directory, local_files_only=True)
-        except (OSError, ValueError) as error:
+        except Exception as error:  # of many types, whatever is wrong with the files
             raise ValueError(
                 f"{directory} holds no tokenizer that transformers can read (tokenizer.json and "
-                f"tokenizer_config.json): {str(error).splitlines()[0]}"
+                f"tokenizer_config.json): {_first_line(error)}"
             ) from error
         end = self._tokenizer.eos_token_id
         ids = set(stop_ids) | (set() if end is None else {end})
@@ -122,6 +122,10 @@ class CharTokenizer:
 
     def decode(self, tokens: Sequence[int]) -> str:
         return "".join(self._alphabet[token] for token in _before_end(tokens, self.stop_ids))
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def _before_end(tokens: Sequence[int], stop_ids: tuple[int, ...]) -> list[int]:

@@ -7,6 +7,7 @@ import pathlib
 import signal
 import subprocess
 import sys
+import threading
 
 import jax
 import jax.numpy as jnp
@@ -123,7 +124,8 @@ def test_resuming_keeps_the_schedule(tmp_path):
 
 
 def test_evaluations_are_the_same_after_a_resume_and_not_asked_twice(tmp_path):
-    fields = ONE_UPDATE | {"eval_questions": 6, "eval_samples": 2, "eval_every": 3}
+    # As many questions and samples as a step has: nothing new to compile but the greedy answer.
+    fields = ONE_UPDATE | {"eval_questions": 4, "eval_samples": 4, "eval_every": 3}
     whole = toys.run(tmp_path / "whole", steps=6, **fields)
     toys.run(tmp_path / "run", steps=3, **fields)
     resumed = toys.run(tmp_path / "run", steps=6, resume=True, **fields)
@@ -155,6 +157,8 @@ def test_a_signal_saves_and_the_run_goes_on_from_there(which, tmp_path):
         cwd=tmp_path,
         env=os.environ | {"PYTHONUNBUFFERED": "1", "PYTHONPATH": str(root.parent)},
     )
+    too_late = threading.Timer(180, process.kill)
+    too_late.start()
     try:
         output = []
         for line in process.stdout:
@@ -165,6 +169,7 @@ def test_a_signal_saves_and_the_run_goes_on_from_there(which, tmp_path):
         output += process.stdout.readlines()
         assert process.wait(timeout=120) == 0, "".join(output)
     finally:
+        too_late.cancel()
         process.kill()
     last = toys.saved_state(directory, **ONE_UPDATE)[0][".step"]
     assert last >= 4

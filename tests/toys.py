@@ -7,6 +7,8 @@ process is one compilation of each, however many tests run.
 import dataclasses
 import functools
 import json
+import pathlib
+import shutil
 import sys
 
 import jax
@@ -133,6 +135,48 @@ def assert_same_run(one, other, **fields):
     assert place_one == place_other
     assert metrics(one) == metrics(other)
     assert (one / "completions.jsonl").read_bytes() == (other / "completions.jsonl").read_bytes()
+
+
+LLAMA = pathlib.Path(__file__).resolve().parent / "fixtures" / "tiny_llama"
+
+
+def llama_directory(target, *, tokenizer=True):
+    """A copy of the tiny random Llama, by default with a tokenizer: a token each character."""
+    shutil.copytree(LLAMA, target)
+    if tokenizer:
+        write_tokenizer(target)
+    return target
+
+
+def write_tokenizer(directory, *, eos="</s>"):
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+
+    special = ["<pad>", "<s>", "</s>"]
+    tokens = special + list("0123456789=+>. abcdefghijklmnopqrstuvwxyz")
+    vocabulary = {token: number for number, token in enumerate(tokens)}
+    made = Tokenizer(models.WordLevel(vocabulary, unk_token=" "))
+    made.pre_tokenizer = pre_tokenizers.Split("", "isolated")
+    made.decoder = decoders.Fuse()
+    made.add_special_tokens(special)
+    made.save(str(directory / "tokenizer.json"))
+    fields = {"tokenizer_class": "PreTrainedTokenizerFast"} | ({"eos_token": eos} if eos else {})
+    (directory / "tokenizer_config.json").write_text(json.dumps(fields))
+
+
+def edit_json(path, **fields):
+    """Sets fields of a JSON file; None takes one out."""
+    changed = json.loads(path.read_text()) | fields
+    kept = {name: value for name, value in changed.items() if value is not None}
+    path.write_text(json.dumps(kept))
+
+
+def contents(directory):
+    """Every file below a directory, by relative path."""
+    return {
+        str(path.relative_to(directory)): path.read_bytes()
+        for path in sorted(directory.rglob("*"))
+        if path.is_file()
+    }
 
 
 if __name__ == "__main__":  # a run in a process of its own: run_dir and fields as JSON

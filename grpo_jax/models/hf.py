@@ -59,15 +59,12 @@ def read_config(directory: Path) -> DecoderConfig:
             not compute; all reasons at once.
     """
     path = directory / "config.json"
-    try:
-        fields = json.loads(path.read_text())
-    except FileNotFoundError:
+    if not path.is_file():
         raise ValueError(
             f"{directory} holds no config.json; a model directory has config.json, tokenizer.json "
             f"and {WEIGHTS}"
-        ) from None
-    except ValueError as error:
-        raise ValueError(f"{path} is not JSON: {error}") from None
+        )
+    fields = _read_object(path)
     problems = []
     if fields.get("model_type") != "llama":
         problems.append(
@@ -77,10 +74,13 @@ def read_config(directory: Path) -> DecoderConfig:
         if name in fields and fields[name] not in understood:
             problems.append(f"{name} is {fields[name]!r}; understood: {understood[0]!r}")
     rope = fields.get("rope_parameters") or {}
-    if rope.get("rope_type", "default") != "default":
-        problems.append(f"rope_type is {rope['rope_type']!r}; understood: 'default'")
-    needed = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers")
-    for name in (*needed, "num_attention_heads"):
+    rope_type = rope.get("rope_type", rope.get("type", "default"))
+    if rope_type != "default":
+        problems.append(f"rope_type is {rope_type!r}; understood: 'default'")
+    counts = ["vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers"]
+    counts += ["num_attention_heads"]
+    counts += [name for name in ("num_key_value_heads", "head_dim") if fields.get(name) is not None]
+    for name in counts:
         value = fields.get(name)
         if not isinstance(value, int) or value < 1:
             problems.append(f"{name} is {value!r}; it must be a positive integer")
@@ -186,13 +186,30 @@ def save_params(params: Params, config: DecoderConfig, source: Path, target: Pat
 
 
 def stop_ids(directory: Path) -> tuple[int, ...]:
-    """All end tokens that config.json and generation_config.json name, in ascending order."""
+    """All end tokens that config.json and generation_config.json name, in ascending order.
+
+    Raises:
+        ValueError: a file is not a JSON object, or names something else than ids.
+    """
     found: set[int] = set()
-    for name in ("config.json", "generation_config.json"):
-        path = directory / name
-        ids = json.loads(path.read_text()).get("eos_token_id") if path.is_file() else None
-        found.update(ids if isinstance(ids, list) else [] if ids is None else [ids])
+    for path in (directory / "config.json", directory / "generation_config.json"):
+        if path.is_file():
+            ids = _read_object(path).get("eos_token_id")
+            ids = ids if isinstance(ids, list) else [] if ids is None else [ids]
+            if not all(isinstance(one, int) for one in ids):
+                raise ValueError(f"eos_token_id in {path} is {ids}; it must be an id or several")
+            found.update(ids)
     return tuple(sorted(found))
+
+
+def _read_object(path: Path) -> dict[str, Any]:
+    try:
+        fields = json.loads(path.read_text())
+    except ValueError as error:
+        raise ValueError(f"{path} is not JSON: {error}") from None
+    if not isinstance(fields, dict):
+        raise ValueError(f"{path} is not a JSON object but {str(fields)[:80]}")
+    return fields
 
 
 def _table(config: DecoderConfig) -> Iterator[tuple[str, tuple[Any, ...]]]:

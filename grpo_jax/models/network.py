@@ -3,6 +3,7 @@
 import dataclasses
 import os
 import socket
+import urllib.request
 from collections.abc import Callable
 from pathlib import Path
 from urllib.parse import urlparse
@@ -111,7 +112,8 @@ def _from_hub(model: str, ways: str) -> Path:
     try:
         if os.environ.get("HF_HUB_OFFLINE", "").lower() in ("1", "true", "yes", "on"):
             raise OSError("HF_HUB_OFFLINE is set")
-        socket.create_connection((address.hostname or "", port), timeout=2).close()
+        if not urllib.request.getproxies().get(address.scheme):
+            socket.create_connection((address.hostname or "", port), timeout=2).close()
         return Path(snapshot_download(model, allow_patterns=wanted))
     except Exception as error:
         raise ValueError(
