@@ -5,7 +5,17 @@ a + b with a in 10..99 and b in 1..9: 810 questions, one in five held out. The p
 Objective: GRPO (DeepSeekMath, arXiv:2402.03300) without a reference.
 
 Run:      python -m experiments.quickstart            (or scripts/quickstart from a fresh clone)
-Expect:   not yet run
+Measured: 2 cores (x86-64, no GPU), Python 3.11, jax 0.10.2, 2026-11-22; --seed 0, 1, 2
+
+    seed   held-out reward, sampled (greedy)    training reward, means of 5 steps     training
+           before            after 30 steps                                           seconds
+    0      .110 (.10)        .908 (.93)         .19  .49  .70  .79  .84  .85          118
+    1      .110 (.10)        .873 (.89)         .36  .69  .64  .94  .82  .79          124
+    2      .108 (.10)        .860 (.89)         .16  .69  .77  .78  .81  .88          125
+
+100 held-out questions, 4 samples each; standard errors .023 to .031. Seconds include compilation,
+about 35 of them, and not the two evaluations. Peak memory 4.0 GiB. Largest difference of sampler
+and scorer on any token: 7.2e-5 nats.
 """
 
 import dataclasses

@@ -49,10 +49,11 @@ def grpo_step(
     """
     num_prompts = prompts.tokens.shape[0]
     keys = prompt_keys(state.key, state.step * num_prompts, num_prompts)
+
+    # 1 sample G completions of each prompt, which is read once for all of them
     rollout = sample_groups(
         policy, state.params, prompts, keys, group_size=group_size, sampling=sampling
-    )  # 1 sample
-    rewards = score(rollout)  # 2 score, [P, G], on the host
+    )
 
     def log_probs_of(params: Params) -> jax.Array:
         return completion_log_probs(policy, params, rollout, temperature=sampling.temperature)[0]
@@ -60,8 +61,14 @@ def grpo_step(
     # One update starts from the policy that sampled: its own log-probabilities are the old ones.
     old = log_probs_of(state.params) if num_minibatches * num_epochs > 1 else None
     ref = log_probs_of(ref_params) if objective.kl_coef else None
-    batch = prepare(objective, rollout, rewards, old, ref)  # 3 normalise within each group
 
+    # 2 score [P, G], on the host while the device computes the above
+    rewards = score(rollout)
+
+    # 3 normalise the rewards within each group
+    batch = prepare(objective, rollout, rewards, old, ref)
+
+    # 4 loss and KL, 5 Optax step
     metrics = []
     for minibatch in minibatches(batch, num_minibatches, num_epochs):
         state, measured = update(
@@ -72,6 +79,6 @@ def grpo_step(
             minibatch,
             temperature=sampling.temperature,
             micro_batch_prompts=micro_batch_prompts,
-        )  # 4 loss + KL, 5 Optax step
+        )
         metrics.append(measured)
     return dataclasses.replace(state, step=state.step + 1), batch, metrics
