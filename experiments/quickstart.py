@@ -19,7 +19,6 @@ and scorer on any token: 7.2e-5 nats.
 """
 
 import dataclasses
-import json
 
 import grpo_jax
 from grpo_jax import tasks
@@ -41,14 +40,12 @@ def task(config: Config) -> tasks.Task:
     return tasks.Sums()
 
 
-def main(config: Config) -> None:
-    summary = grpo_jax.run(
+def main(config: Config) -> dict:
+    return grpo_jax.run(
         config,
-        experiment="experiments.quickstart",
         task=task(config),
         objective=grpo_jax.grpo(kl_coef=config.kl_coef),
     )
-    print(json.dumps(summary))
 
 
 if __name__ == "__main__":

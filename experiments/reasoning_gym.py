@@ -7,7 +7,6 @@ Expect:   not yet run
 """
 
 import dataclasses
-import json
 
 import grpo_jax
 from grpo_jax import tasks
@@ -33,14 +32,12 @@ def task(config: Config) -> tasks.Task:
     return tasks.ReasoningGym(config.dataset)
 
 
-def main(config: Config) -> None:
-    summary = grpo_jax.run(
+def main(config: Config) -> dict:
+    return grpo_jax.run(
         config,
-        experiment="experiments.reasoning_gym",
         task=task(config),
         objective=grpo_jax.grpo(kl_coef=config.kl_coef),
     )
-    print(json.dumps(summary))
 
 
 if __name__ == "__main__":

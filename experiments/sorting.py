@@ -5,7 +5,6 @@ Expect:   not yet run
 """
 
 import dataclasses
-import json
 
 import grpo_jax
 from grpo_jax import tasks
@@ -28,14 +27,12 @@ def task(config: Config) -> tasks.Task:
     return tasks.Sorting(num_digits=config.num_digits)
 
 
-def main(config: Config) -> None:
-    summary = grpo_jax.run(
+def main(config: Config) -> dict:
+    return grpo_jax.run(
         config,
-        experiment="experiments.sorting",
         task=task(config),
         objective=grpo_jax.dr_grpo(max_new_tokens=config.max_new_tokens),
     )
-    print(json.dumps(summary))
 
 
 if __name__ == "__main__":

@@ -8,7 +8,6 @@ Expect:   not yet run
 """
 
 import dataclasses
-import json
 
 import grpo_jax
 from grpo_jax import tasks
@@ -54,15 +53,12 @@ def network(config: Config):
 
 
 def main(config: Config) -> dict:
-    summary = grpo_jax.run(
+    return grpo_jax.run(
         config,
-        experiment="experiments.toy",
         task=task(config),
         network=network(config),
         objective=grpo_jax.grpo(kl_coef=config.kl_coef),
     )
-    print(json.dumps(summary))
-    return summary
 
 
 if __name__ == "__main__":

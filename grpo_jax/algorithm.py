@@ -46,7 +46,15 @@ def grpo_step(
 
     Returns:
         the new state, the batch trained on, and the metrics of each update.
+
+    Raises:
+        ValueError: a KL term without `ref_params`, or prompts that do not divide.
     """
+    if objective.kl_coef and ref_params is None:
+        raise ValueError(
+            f"kl_coef is {objective.kl_coef}, but there are no ref_params; give the reference's, "
+            "or kl_coef=0"
+        )
     num_prompts = prompts.tokens.shape[0]
     keys = prompt_keys(state.key, state.step * num_prompts, num_prompts)
 

@@ -5,7 +5,6 @@ grpo-jax eval RUN_OR_MODEL    grpo-jax sample RUN_OR_MODEL    grpo-jax export RU
 grpo-jax report RUN           grpo-jax score EXPERIMENT FILE
 """
 
-import dataclasses
 import json
 import math
 import sys
@@ -18,7 +17,7 @@ import tyro
 
 from grpo_jax.launch import launch, plain_errors
 from grpo_jax.rewards.base import Completion, Question, RewardFn
-from grpo_jax.run_directory import read_config
+from grpo_jax.run_directory import read_config, to_json
 from grpo_jax.source import experiment_module, load_source
 from grpo_jax.tasks.base import Task
 
@@ -75,7 +74,7 @@ def evaluate(
         seed: of the draws; by default the run's.
     """
     from grpo_jax.data import held_out_questions
-    from grpo_jax.evaluate import ask_held_out
+    from grpo_jax.evaluate import evaluate as evaluate_held_out
     from grpo_jax.rewards.combine import score_groups, weighted_sum
     from grpo_jax.sampling import Sampling
 
@@ -87,6 +86,12 @@ def evaluate(
         )
     config, task = loaded.config, loaded.module.task(loaded.config)
     functions = _reward_functions(loaded.module, config, task)
+    weights = loaded.rewards or dict.fromkeys(functions, 1.0)
+    if weights.keys() != functions.keys():
+        raise ValueError(
+            f"{source} was scored by {sorted(weights)}, but its experiment now gives "
+            f"{sorted(functions)}; it needs a function rewards(config) that gives the same"
+        )
     tokenizer = loaded.network.tokenizer
     asked, prompts = held_out_questions(
         task,
@@ -95,37 +100,31 @@ def evaluate(
         max_prompt_tokens=config.max_prompt_tokens,
         drop_long_prompts=config.drop_long_prompts,
     )
-    sampling = Sampling(
-        max_new_tokens=config.max_new_tokens if max_new_tokens is None else max_new_tokens,
-        temperature=config.temperature if temperature is None else temperature,
-        top_k=config.top_k,
-        top_p=config.top_p,
-        min_p=config.min_p,
-        stop_ids=tokenizer.stop_ids,
-        pad_id=tokenizer.pad_id,
-    )
 
-    def rewards(completions: Any) -> Any:
+    def score(completions: Any) -> Any:
         timeout = config.reward_timeout_seconds
         scored = score_groups(functions, asked, completions, step=0, timeout_seconds=timeout)
-        return weighted_sum(scored, [1.0] * len(functions))
+        return weighted_sum(scored, [weights[name] for name in functions])
 
-    result: dict[str, Any] = {"source": source, "step": loaded.step, "task": task.name}
-    result["num_questions"] = len(asked)
-    greedy = dataclasses.replace(sampling, temperature=0.0)
-    for name, how, count in (("sampled", sampling, samples), ("greedy", greedy, 1)):
-        found = ask_held_out(
-            loaded.network.policy,
-            loaded.params,
-            tokenizer,
-            prompts,
-            rewards,
-            sampling=how,
-            num_samples=count,
-            seed=config.seed if seed is None else seed,
-        )
-        result |= {f"{name}/reward": found.reward, f"{name}/reward_stderr": found.stderr}
-    print(json.dumps(result))
+    found, _ = evaluate_held_out(
+        loaded.network.policy,
+        loaded.params,
+        tokenizer,
+        prompts,
+        score,
+        sampling=Sampling(
+            max_new_tokens=config.max_new_tokens if max_new_tokens is None else max_new_tokens,
+            temperature=config.temperature if temperature is None else temperature,
+            top_k=config.top_k,
+            top_p=config.top_p,
+            min_p=config.min_p,
+            stop_ids=tokenizer.stop_ids,
+            pad_id=tokenizer.pad_id,
+        ),
+        num_samples=samples,
+        seed=config.seed if seed is None else seed,
+    )
+    print(to_json({"source": source, "step": loaded.step, "task": task.name, **found}))
 
 
 def sample(
@@ -183,7 +182,7 @@ def sample(
     log_probs = rollout.sampler_log_probs[0].sum(axis=-1)
     for row, log_prob in zip(decode_completions(rollout, tokenizer)[0], log_probs, strict=True):
         line = {"text": row.text, "num_tokens": row.num_tokens, "truncated": row.truncated}
-        print(json.dumps(line | {"log_prob": float(log_prob)}))
+        print(to_json(line | {"log_prob": float(log_prob)}))
 
 
 def export(source: tyro.conf.Positional[str], target: tyro.conf.Positional[Path]) -> None:
@@ -199,7 +198,7 @@ def export(source: tyro.conf.Positional[str], target: tyro.conf.Positional[Path]
     if loaded.network.export is None:
         raise ValueError(f"{source} trained a toy; there is no checkpoint format to write it in")
     loaded.network.export(loaded.params, target)
-    print(json.dumps({"directory": str(target), "step": loaded.step}))
+    print(to_json({"directory": str(target), "step": loaded.step}))
 
 
 def report(run_dir: tyro.conf.Positional[Path]) -> None:
@@ -253,11 +252,11 @@ def score(
         values = weighted_sum(scored, [1.0] * len(functions))[0].tolist()
         rewards += values
         for completion, value in zip(completions, values, strict=True):
-            print(json.dumps({"line": number, "reward": value, "completion": completion.text}))
+            print(to_json({"line": number, "reward": value, "completion": completion.text}))
     applies = [value for value in rewards if not math.isnan(value)]
     mean = sum(applies) / len(applies) if applies else None
     names = sorted(functions)
-    print(json.dumps({"rewards": names, "completions": len(rewards), "mean_reward": mean}))
+    print(to_json({"rewards": names, "completions": len(rewards), "mean_reward": mean}))
 
 
 def _at_least_one(**counts: int) -> None:

@@ -45,9 +45,9 @@ class Config:
     learning_rate: float = 1e-6
     """AdamW's, after the warm-up."""
     lr_schedule: Literal["constant", "linear", "cosine"] = "constant"
-    """After the warm-up: kept, or brought to 0 at the last step."""
+    """After the warm-up: kept, or brought towards 0, which the step after the last would have."""
     warmup_steps: int = 0
-    """Optimizer steps over which the learning rate rises from 0."""
+    """Optimizer steps over which the learning rate rises; the first has 1/warmup_steps of it."""
     weight_decay: float = 0.0
     """AdamW's, on all parameters."""
     clip_norm: float = 1.0
@@ -83,6 +83,8 @@ class Config:
         for name, bound in at_least.items():
             if not getattr(self, name) >= bound:
                 self._refuse(name, f"it must be at least {bound}")
+        if self.lr_schedule not in ("constant", "linear", "cosine"):
+            self._refuse("lr_schedule", "it must be constant, linear or cosine")
         if self.seed >= 2**32:
             self._refuse("seed", "it must be below 2**32, or two seeds would share their keys")
         if not self.model:

@@ -15,16 +15,16 @@ _MAX_DROPPED = 1000
 
 
 @dataclasses.dataclass(frozen=True)
-class PromptBatch:
-    """P questions, their padded ids, and where the stream goes on."""
+class QuestionBatch:
+    """P questions, their ids (not padded), and where the stream goes on."""
 
     questions: tuple[Question, ...]
-    prompts: Prompts
+    ids: tuple[list[int], ...]
     position: int
     num_dropped: int
 
 
-def train_batch(
+def train_questions(
     task: Task,
     tokenizer: Tokenizer,
     *,
@@ -33,7 +33,7 @@ def train_batch(
     num_prompts: int,
     max_prompt_tokens: int,
     drop_long_prompts: bool = False,
-) -> PromptBatch:
+) -> QuestionBatch:
     """The next P training questions from `position` on.
 
     Raises:
@@ -43,13 +43,7 @@ def train_batch(
     questions, ids = [], []
     num_dropped = in_a_row = 0
     while len(questions) < num_prompts:
-        try:
-            question = task.train(seed, position)
-        except (ZeroDivisionError, LookupError) as error:
-            raise ValueError(
-                f"task {task.name} has no training question {position} "
-                f"({type(error).__name__}: {error}); give it questions"
-            ) from error
+        question = task.train(seed, position)
         position += 1
         encoded = tokenizer.encode(question.prompt)
         if drop_long_prompts and len(encoded) > max_prompt_tokens:
@@ -62,10 +56,10 @@ def train_batch(
                 )
             continue
         in_a_row = 0
+        _check_length(question, encoded, max_prompt_tokens)
         questions.append(question)
         ids.append(encoded)
-    prompts = pad_prompts(questions, ids, max_prompt_tokens=max_prompt_tokens)
-    return PromptBatch(tuple(questions), prompts, position, num_dropped)
+    return QuestionBatch(tuple(questions), tuple(ids), position, num_dropped)
 
 
 def held_out_questions(
@@ -110,17 +104,21 @@ def pad_prompts(
     tokens = np.zeros([len(ids), max_prompt_tokens], np.int32)
     lengths = np.array([len(encoded) for encoded in ids])
     for row, question, encoded in zip(tokens, questions, ids, strict=True):
-        if not encoded:
-            raise ValueError(f"question {question.number} has an empty prompt")
-        if len(encoded) > max_prompt_tokens:
-            raise ValueError(
-                f"the prompt of question {question.number} has {len(encoded)} tokens, more than "
-                f"max_prompt_tokens = {max_prompt_tokens}; raise it, or set --drop-long-prompts. "
-                f"It begins: {str(question.prompt)[:80]!r}"
-            )
+        _check_length(question, encoded, max_prompt_tokens)
         row[: len(encoded)] = encoded
     mask = np.arange(max_prompt_tokens) < lengths[:, None]
     return Prompts(jnp.asarray(tokens), jnp.asarray(mask))
+
+
+def _check_length(question: Question, encoded: Sequence[int], max_prompt_tokens: int) -> None:
+    if not encoded:
+        raise ValueError(f"question {question.number} has an empty prompt")
+    if len(encoded) > max_prompt_tokens:
+        raise ValueError(
+            f"the prompt of question {question.number} has {len(encoded)} tokens, more than "
+            f"max_prompt_tokens = {max_prompt_tokens}; raise it, or set --drop-long-prompts. "
+            f"It begins: {str(question.prompt)[:80]!r}"
+        )
 
 
 def decode_completions(rollout: Rollout, tokenizer: Tokenizer) -> list[list[Completion]]:

@@ -7,6 +7,7 @@ import jax
 import numpy as np
 
 from grpo_jax.data import decode_completions
+from grpo_jax.keys import EVALUATION, stream_key
 from grpo_jax.policy import Policy
 from grpo_jax.rewards.base import Completion
 from grpo_jax.sampling import Sampling, prompt_keys, sample_groups
@@ -65,8 +66,7 @@ def ask_held_out(
         seed: of the draws.
     """
     count = prompts.tokens.shape[0]
-    key = jax.random.fold_in(jax.random.key(seed), np.uint32(0xE7A1))  # apart from training's
-    keys = prompt_keys(key, 0, count)
+    keys = prompt_keys(stream_key(seed, EVALUATION), 0, count)
     batch = min(count, max(1, _ROWS // num_samples))
     completions: list[list[Completion]] = []
     for start in range(0, count, batch):
@@ -92,3 +92,35 @@ def ask_held_out(
         completions=completions,
         rewards=rewards,
     )
+
+
+def evaluate(
+    policy: Policy,
+    params: Params,
+    tokenizer: Tokenizer,
+    prompts: Prompts,
+    score: Score,
+    *,
+    sampling: Sampling,
+    num_samples: int,
+    seed: int,
+) -> tuple[dict[str, float], HeldOut]:
+    """Asks each question by sampling and greedily. Arguments as for `ask_held_out`.
+
+    Returns:
+        `eval/sampled/reward`, `eval/greedy/reward` and their `_stderr`, `eval/num_questions`,
+        `eval/num_samples`; and the greedy answers.
+    """
+    found: dict[str, float] = {}
+    greedy = dataclasses.replace(sampling, temperature=0.0)
+    answers = None
+    for name, how, count in (("sampled", sampling, num_samples), ("greedy", greedy, 1)):
+        answers = ask_held_out(
+            policy, params, tokenizer, prompts, score, sampling=how, num_samples=count, seed=seed
+        )
+        found[f"eval/{name}/reward"] = answers.reward
+        found[f"eval/{name}/reward_stderr"] = answers.stderr
+    assert answers is not None
+    found["eval/num_questions"] = prompts.tokens.shape[0]
+    found["eval/num_samples"] = num_samples
+    return found, answers

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 from grpo_jax.config import Config
 from grpo_jax.rewards.combine import RewardError
-from grpo_jax.run_directory import RunStopped
+from grpo_jax.run_directory import RunInterrupted, RunStopped, to_json
 
 C = TypeVar("C", bound=Config)
 
@@ -22,6 +22,8 @@ def launch(
 ) -> None:
     """Parses the command line into the experiment's config and runs it.
 
+    What `main` returns is printed last, as one JSON object.
+
     Args:
         main: takes the config.
         config_type: its frozen dataclass; each field is an option.
@@ -31,7 +33,9 @@ def launch(
     import tyro
 
     with plain_errors():
-        main(tyro.cli(config_type, args=args, prog=prog, description=config_type.__doc__))
+        summary = main(tyro.cli(config_type, args=args, prog=prog, description=config_type.__doc__))
+        if summary is not None:
+            print(to_json(summary))
 
 
 @contextlib.contextmanager
@@ -42,6 +46,9 @@ def plain_errors() -> Iterator[None]:
     """
     try:
         yield
+    except RunInterrupted as stopped:
+        print(stopped, file=sys.stderr)
+        raise SystemExit(0) from None
     except (ValueError, ImportError, OSError, RewardError, RunStopped) as error:
         if os.environ.get("GRPO_JAX_TRACEBACK"):
             raise

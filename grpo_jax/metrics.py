@@ -78,18 +78,20 @@ def advice(steps: Sequence[Mapping[str, float]]) -> list[str]:
 
     found = []
     if always("frac_reward_zero_std", 1.0):
-        rewards = sorted({round(step["reward"], 4) for step in steps})
+        # A step without any reward has NaN, or null when it was read from the log.
+        rewards = sorted({round(step["reward"] or 0.0, 4) for step in steps})
         found.append(
             f"in every group so far all rewards were equal (mean {rewards[0]:g}"
             + (f" to {rewards[-1]:g}" if len(rewards) > 1 else "")
-            + "): no advantage, no gradient. Try questions that the model gets right now and then "
+            + "): nothing tells them apart. Try questions that the model gets right now and then "
             "(a demonstration or an answer prefix in the prompt), more completions (--group-size) "
             "or a higher --temperature."
         )
     if always("completions/clipped_ratio", 1.0):
         found.append(
-            "every completion so far ran into --max-new-tokens before an end token. Raise it, or "
-            "ask for shorter answers; check that the model's end token is among the stop ids."
+            "every completion so far ran into --max-new-tokens before an end token, which matters "
+            "where the reward looks at the end or at what comes late. Raise it, or ask for shorter "
+            "answers; check that the model's end token is among those shown at the start."
         )
     if always("completions/parsed_ratio", 0.0):
         found.append(

@@ -125,7 +125,7 @@ def _headline(run: Run) -> str:
     if math.isnan(seconds):
         seconds, source = (sum(times), "sum of step times") if times else (math.nan, "not logged")
     gibibytes = number(run.summary, "peak_rss_bytes") / 2**30
-    tokens = number(last, "num_tokens")
+    tokens = number(last, "tokens/seen")
     groups = sum(map(len, run.counts.values()))
     logged = sum(int(g["completions"]) for facts in run.counts.values() for g in facts)
     pace = f" · {number_text(sum(times) / len(times))} s a step" if times else ""

@@ -13,8 +13,10 @@ import dataclasses
 import datetime
 import importlib.metadata
 import json
+import math
 import os
 import platform
+import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -34,6 +36,10 @@ class RunStopped(RuntimeError):
     """A run cannot go on; the message says why, what was saved and how to continue."""
 
 
+class RunInterrupted(RunStopped):
+    """A signal asked a run to stop; what it reached is saved."""
+
+
 class RunDirectory:
     """The files of one run.
 
@@ -45,41 +51,45 @@ class RunDirectory:
         self.checkpoints = path / "checkpoints"
 
     @classmethod
-    def create(cls, config: Config, experiment: str) -> "RunDirectory":
-        """A new directory with the config in it.
+    def create(cls, config: Config, rewards: Mapping[str, float]) -> "RunDirectory":
+        """A new directory with the config in it, and the weight of each reward function.
 
         Raises:
             ValueError: the directory holds something already.
         """
+        experiment = experiment_of(config)
         path = Path(config.run_dir) if config.run_dir else _new_name(experiment)
         check_unused(path)
         path.mkdir(parents=True, exist_ok=True)
         saved = {
             "experiment": experiment,
-            "started": datetime.datetime.now().isoformat(timespec="seconds"),
+            "started": _now(),
             "versions": _versions(),
+            "rewards": dict(rewards),
             "config": dataclasses.asdict(config),
         }
         run = cls(path)
-        run.write("config.json", json.dumps(saved, indent=2) + "\n")
+        run.write("config.json", to_json(saved, indent=2) + "\n")
         return run
 
     @classmethod
-    def reopen(cls, config: Config, experiment: str) -> "RunDirectory":
+    def reopen(cls, config: Config, rewards: Mapping[str, float]) -> "RunDirectory":
         """The directory of a run to be continued.
 
         Raises:
-            ValueError: it holds no run, or one of another experiment or with another config; lists
-                every field that differs.
+            ValueError: it holds no run, or one of another experiment, with another config (lists
+                every field that differs) or other rewards.
         """
         path = Path(config.run_dir)
-        saved = read_config(path)
+        saved, experiment = read_config(path), experiment_of(config)
         if saved["experiment"] != experiment:
             raise ValueError(
                 f"{path} holds a run of {saved['experiment']}, not of {experiment}; resume it with "
                 "that experiment, or choose another --run-dir"
             )
         changed = differences(saved["config"], config)
+        if saved.get("rewards") != dict(rewards):
+            changed["rewards"] = (saved.get("rewards"), dict(rewards))
         if changed:
             lines = [
                 f"\n  {name}: {was!r} there, {now!r} here" for name, (was, now) in changed.items()
@@ -91,14 +101,16 @@ class RunDirectory:
         return cls(path)
 
     def save_config(self, config: Config) -> None:
-        """Brings config.json up to date with the values that a resumed run may change."""
-        saved = read_config(self.path) | {"config": dataclasses.asdict(config)}
-        self.write("config.json", json.dumps(saved, indent=2) + "\n")
+        """Notes in config.json that the run goes on, with which values and versions."""
+        saved = read_config(self.path)
+        now = {"date": _now(), "versions": _versions()}
+        saved |= {"config": dataclasses.asdict(config), "resumed": [*saved.get("resumed", []), now]}
+        self.write("config.json", to_json(saved, indent=2) + "\n")
 
     def append(self, name: str, lines: Iterable[dict[str, Any]]) -> None:
         """Adds JSON lines to a log, all of them or (if the machine stops here) a part."""
         with (self.path / name).open("a") as file:
-            file.writelines(json.dumps(line) + "\n" for line in lines)
+            file.writelines(to_json(line) + "\n" for line in lines)
 
     def read(self, name: str) -> list[dict[str, Any]]:
         """The whole lines of a log; a last line that was cut off is left out."""
@@ -108,7 +120,7 @@ class RunDirectory:
         """Takes out of the logs what came after `step`: it will be done again."""
         for name in LOGS:
             lines = [line for line in self.read(name) if line["step"] <= step]
-            self.write(name, "".join(json.dumps(line) + "\n" for line in lines))
+            self.write(name, "".join(to_json(line) + "\n" for line in lines))
 
     def write(self, name: str, text: str) -> None:
         """Replaces a file at once: a reader sees the old or the new one, never a part."""
@@ -116,6 +128,31 @@ class RunDirectory:
         unfinished = path.with_name(path.name + ".unfinished")
         unfinished.write_text(text)
         os.replace(unfinished, path)
+
+
+def experiment_of(config: Config) -> str:
+    """Where an experiment is found again: `experiments.NAME`, or the path of its file."""
+    module = sys.modules[type(config).__module__]
+    name = module.__spec__.name if module.__spec__ else ""
+    file = getattr(module, "__file__", None)
+    return name if name.startswith("experiments.") or not file else str(Path(file).resolve())
+
+
+def to_json(value: Any, *, indent: int | None = None) -> str:
+    """JSON text in which what is no number, or not finite, is null.
+
+    >>> to_json({"reward": float("nan"), "step": 1})
+    '{"reward": null, "step": 1}'
+    """
+
+    def plain(x: Any) -> Any:
+        if isinstance(x, float) and not math.isfinite(x):
+            return None
+        if isinstance(x, dict):
+            return {key: plain(item) for key, item in x.items()}
+        return [plain(item) for item in x] if isinstance(x, list | tuple) else x
+
+    return json.dumps(plain(value), indent=indent, allow_nan=False)
 
 
 def group_lines(
@@ -208,6 +245,10 @@ def _new_name(experiment: str) -> Path:
         number += 1
         path = path.with_name(f"{stem}-{now}-{number}")
     return path
+
+
+def _now() -> str:
+    return datetime.datetime.now().isoformat(timespec="seconds")
 
 
 def _versions() -> dict[str, str]:

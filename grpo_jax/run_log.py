@@ -47,7 +47,8 @@ def read_run(run_dir: pathlib.Path) -> Run:
         rewards = [number(c, "reward") for c in found]
         finite = [r for r in rewards if abs(r) < MAX_DRAWN]
         mean = sum(finite) / len(finite) if finite else math.nan
-        fact = {"completions": len(found), "mean": mean, "flat": float(len(set(rewards)) < 2)}
+        flat = float(len({r for r in rewards if not math.isnan(r)}) < 2)
+        fact = {"completions": len(found), "mean": mean, "flat": flat}
         counts.setdefault(record["step"], []).append(fact)
         recent.setdefault(record["step"], []).append(record | {"completions": found, "mean": mean})
         while len(recent) > 1 and sum(map(len, recent.values())) - len(recent[min(recent)]) >= 3:

@@ -3,7 +3,6 @@
 import contextlib
 import dataclasses
 import itertools
-import json
 import math
 import time
 from collections.abc import Mapping
@@ -19,15 +18,29 @@ from grpo_jax.algorithm import grpo_step
 from grpo_jax.checkpoints import Checkpoints
 from grpo_jax.config import Config
 from grpo_jax.console import RunConsole
-from grpo_jax.data import PromptBatch, decode_completions, held_out_questions, train_batch
-from grpo_jax.evaluate import HeldOut, ask_held_out
+from grpo_jax.data import (
+    QuestionBatch,
+    decode_completions,
+    held_out_questions,
+    pad_prompts,
+    train_questions,
+)
+from grpo_jax.evaluate import evaluate
+from grpo_jax.keys import SAMPLING, stream_key
 from grpo_jax.models.network import Network, pretrained
 from grpo_jax.not_finite import save_not_finite
 from grpo_jax.objectives.base import Objective
 from grpo_jax.optimizer import make_optimizer
 from grpo_jax.rewards.base import Completion, RewardFn
 from grpo_jax.rewards.combine import score_groups, weighted_sum
-from grpo_jax.run_directory import RunDirectory, RunStopped, check_unused, group_lines
+from grpo_jax.run_directory import (
+    RunDirectory,
+    RunInterrupted,
+    RunStopped,
+    check_unused,
+    group_lines,
+    to_json,
+)
 from grpo_jax.sampling import Sampling
 from grpo_jax.stop_signal import stop_signal
 from grpo_jax.tasks.base import Task
@@ -42,7 +55,6 @@ _MAX_CHECKED = 5_000
 def run(
     config: Config,
     *,
-    experiment: str,
     task: Task,
     objective: Objective,
     network: Network | None = None,
@@ -52,8 +64,7 @@ def run(
     """Trains, and leaves a run directory behind.
 
     Args:
-        config: the values.
-        experiment: its module, `experiments.NAME`, by which `grpo-jax eval` finds it again.
+        config: the values; its class says which experiment this is.
         task: the questions.
         objective: the paper.
         network: the model; by default what `config.model` names.
@@ -68,22 +79,24 @@ def run(
     Raises:
         ValueError: bad input; before anything is compiled or written over.
         RewardError: a reward function failed; names the step and the completion.
-        RunStopped: a loss or gradient was not finite.
+        RunStopped: a loss or gradient was not finite; or (RunInterrupted) Ctrl-C or SIGTERM asked
+            the run to stop, and what it reached is saved.
     """
     # All that can be refused is looked at before anything is written or compiled.
-    directory = RunDirectory.reopen(config, experiment) if config.resume else None
+    rewards = {task.name: task.reward} if rewards is None else rewards
+    weights = _weights(rewards, reward_weights or {})
+    directory = RunDirectory.reopen(config, weights) if config.resume else None
     if config.run_dir and not config.resume:
         check_unused(Path(config.run_dir))
     network = pretrained(config.model) if network is None else network
-    rewards = {task.name: task.reward} if rewards is None else rewards
-    loop = _Loop(config, task, objective, network, rewards, reward_weights or {})
+    loop = _Loop(config, task, objective, network, rewards, weights)
     if directory:
         loop.restore(directory)
         directory.rewind(int(loop.state.step))
         directory.save_config(config)
     else:
         loop.start()
-        directory = RunDirectory.create(config, experiment)
+        directory = RunDirectory.create(config, weights)
     return loop.run(directory)
 
 
@@ -97,12 +110,11 @@ class _Loop:
         objective: Objective,
         network: Network,
         rewards: Mapping[str, RewardFn],
-        reward_weights: Mapping[str, float],
+        weights: Mapping[str, float],
     ):
-        _check_weights(rewards, reward_weights)
         self.config, self.task, self.objective, self.network = config, task, objective, network
         self.rewards = rewards
-        self.reward_weights = [reward_weights.get(name, 1.0) for name in rewards]
+        self.reward_weights = list(weights.values())
         self.optimizer, self.schedule = make_optimizer(config)
         self.sampling = Sampling(
             max_new_tokens=config.max_new_tokens,
@@ -126,14 +138,14 @@ class _Loop:
             )
         position = 0
         for _ in range(min(config.steps, _MAX_CHECKED // config.num_prompts + 1)):
-            position = self._batch_at(position).position
+            position = self._questions_at(position).position
 
     # -- where it begins ---------------------------------------------------------------------
 
     def start(self) -> None:
         """The state before the first step."""
         params = self.network.load()
-        key = jax.random.key(self.config.seed)
+        key = stream_key(self.config.seed, SAMPLING)
         self.state = TrainState(params, self.optimizer.init(params), jnp.zeros([], jnp.int32), key)
 
     def restore(self, directory: RunDirectory) -> None:
@@ -166,8 +178,8 @@ class _Loop:
 
     # -- one step ----------------------------------------------------------------------------
 
-    def _batch_at(self, position: int) -> PromptBatch:
-        return train_batch(
+    def _questions_at(self, position: int) -> QuestionBatch:
+        return train_questions(
             self.task,
             self.network.tokenizer,
             seed=self.config.seed,
@@ -188,7 +200,8 @@ class _Loop:
         """One step of training, logged and shown. Returns its metrics."""
         config, started = self.config, time.perf_counter()
         step = int(self.state.step) + 1
-        data = self._batch_at(int(self.place["position"]))
+        data = self._questions_at(int(self.place["position"]))
+        prompts = pad_prompts(data.questions, data.ids, max_prompt_tokens=config.max_prompt_tokens)
         completions: list[list[Completion]] = []
         by_function: np.ndarray = np.zeros([0, 0, 0])
         rewards: np.ndarray = np.zeros([0, 0])
@@ -206,7 +219,7 @@ class _Loop:
             self.optimizer,
             self.state,
             ref_params,
-            data.prompts,
+            prompts,
             score,
             group_size=config.group_size,
             sampling=self.sampling,
@@ -217,7 +230,8 @@ class _Loop:
         if not all(bool(update["finite"]) for update in updates):
             if len(updates) == 1:  # nothing was applied: this is the state before the step
                 self.state = dataclasses.replace(state, step=state.step - 1)
-            raise RunStopped(save_not_finite(self.directory.path, step, batch, updates))
+            newest = self.checkpoints.latest()
+            raise RunStopped(save_not_finite(self.directory.path, step, batch, updates, newest))
 
         named = {name: by_function[:, :, k] for k, name in enumerate(self.rewards)}
         parsed = [[self.task.parse(row) is not None for row in group] for group in completions]
@@ -226,7 +240,7 @@ class _Loop:
         place = {
             "position": data.position,
             "num_dropped": self.place["num_dropped"] + data.num_dropped,
-            "num_tokens": self.place["num_tokens"] + sampled + int(data.prompts.mask.sum()),
+            "num_tokens": self.place["num_tokens"] + sampled + sum(map(len, data.ids)),
             "seconds": self.place["seconds"] + seconds,
         }
         found = {
@@ -235,7 +249,7 @@ class _Loop:
             **metrics.completion_metrics(completions, parsed),
             **metrics.update_metrics(updates),
             "learning_rate": float(np.asarray(self.schedule(step * len(updates) - 1))),
-            "num_tokens": place["num_tokens"],
+            "tokens/seen": place["num_tokens"],
             "prompts/dropped": place["num_dropped"],
             "step_time": seconds,
             "tokens_per_second": sampled / seconds,
@@ -259,45 +273,36 @@ class _Loop:
         """Asks the held-out questions, greedily and by sampling; logged and shown."""
         if self.held_out is None:
             return None
-        done = [line for line in self.directory.read("evaluations.jsonl") if line["step"] == step]
-        if done:
-            return done[-1]
         questions, prompts = self.held_out
         config, started = self.config, time.perf_counter()
+        counts = {"eval/num_questions": len(questions), "eval/num_samples": config.eval_samples}
+        for line in self.directory.read("evaluations.jsonl"):
+            if (line | counts | {"step": step}) == line:
+                return line
         self.console.say(f"asking {len(questions)} held-out questions ...", "dim")
 
         def score(completions) -> np.ndarray:
             return weighted_sum(self._rewards_of(questions, completions, step), self.reward_weights)
 
-        def ask(sampling: Sampling, num_samples: int) -> HeldOut:
-            return ask_held_out(
-                self.network.policy,
-                self.state.params,
-                self.network.tokenizer,
-                prompts,
-                score,
-                sampling=sampling,
-                num_samples=num_samples,
-                seed=config.seed,
-            )
-
-        sampled = ask(self.sampling, config.eval_samples)
-        greedy = ask(dataclasses.replace(self.sampling, temperature=0.0), 1)
-        line = {
-            "step": step,
-            "eval/sampled/reward": sampled.reward,
-            "eval/sampled/reward_stderr": sampled.stderr,
-            "eval/greedy/reward": greedy.reward,
-            "eval/greedy/reward_stderr": greedy.stderr,
-            "eval/num_questions": len(questions),
-            "eval/num_samples": config.eval_samples,
-            "eval_time": time.perf_counter() - started,
-        }
+        found, greedy = evaluate(
+            self.network.policy,
+            self.state.params,
+            self.network.tokenizer,
+            prompts,
+            score,
+            sampling=self.sampling,
+            num_samples=config.eval_samples,
+            seed=config.seed,
+        )
+        line = {"step": step, **found, "eval_time": time.perf_counter() - started}
         self.directory.append("evaluations.jsonl", [line])
+        says = " and ".join(
+            f"{name} {found[f'eval/{name}/reward']:.3f} ± {found[f'eval/{name}/reward_stderr']:.3f}"
+            for name in ("sampled", "greedy")
+        )
         self.console.say(
-            f"held-out at step {step}: sampled {sampled.reward:.3f} ± {sampled.stderr:.3f}, greedy "
-            f"{greedy.reward:.3f} ± {greedy.stderr:.3f} ({len(questions)} questions, "
-            f"{config.eval_samples} samples each; ± is one standard error)",
+            f"held-out at step {step}: {says} ({len(questions)} questions, {config.eval_samples} "
+            "samples each; ± is one standard error)",
             "bold",
         )
         answers = zip(questions, greedy.completions, greedy.rewards, strict=True)
@@ -334,26 +339,23 @@ class _Loop:
             if self.checkpoints.latest() != step:
                 self._save()
             if stopped_by:
-                self.checkpoints.close()
-                self.console.say(
+                raise RunInterrupted(
                     f"stopped by {stopped_by} after step {step}, which is saved; go on with the "
-                    f"same command and --run-dir {directory.path} --resume",
-                    "yellow",
+                    f"same command and --run-dir {directory.path} --resume"
                 )
-                raise SystemExit(0)
             after = self.evaluate(step)
             if before is None:
                 asked = directory.read("evaluations.jsonl")
                 before = next((line for line in asked if line["step"] == 0), None)
         summary = {
-            "held_out_before": before and _number(before["eval/sampled/reward"]),
-            "held_out_after": after and _number(after["eval/sampled/reward"]),
+            "held_out_before": before and before["eval/sampled/reward"],
+            "held_out_after": after and after["eval/sampled/reward"],
             "seconds": round(self.place["seconds"], 2),
             "peak_rss_bytes": metrics.peak_rss_bytes(),
             "run_dir": str(directory.path),
             "steps": step,
         }
-        directory.write("summary.json", json.dumps(summary, indent=2) + "\n")
+        directory.write("summary.json", to_json(summary, indent=2) + "\n")
         page = report.write_report(directory.path)
         self.console.say(
             f"trained {step} steps in {summary['seconds']:.1f} s (compilation included); peak "
@@ -370,6 +372,12 @@ class _Loop:
         history = self.directory.read("metrics.jsonl")
         if first < config.steps:
             self.console.say("training; the first step compiles ...", "dim")
+        if config.num_minibatches * config.num_epochs > 1 and not config.checkpoint_every:
+            self.console.say(
+                "several updates a step and no --checkpoint-every: a loss that is not finite would "
+                "lose the run",
+                "yellow",
+            )
         with stop_signal() as stop:
             for step in range(first + 1, config.steps + 1):
                 history.append(self.step(ref_params))
@@ -378,7 +386,7 @@ class _Loop:
                         self.console.say(f"after step {step}: {line}", "yellow")
                 if config.checkpoint_every and step % config.checkpoint_every == 0:
                     self._save()
-                if stop:
+                if stop and step < config.steps:
                     return stop[0]
                 if config.eval_every and step % config.eval_every == 0 and step < config.steps:
                     self.evaluate(step)
@@ -397,7 +405,8 @@ class _Loop:
             self.console.say(f"step {step} is saved in {self.directory.checkpoints}", "yellow")
 
 
-def _check_weights(rewards: Mapping[str, RewardFn], weights: Mapping[str, float]) -> None:
+def _weights(rewards: Mapping[str, RewardFn], weights: Mapping[str, float]) -> dict[str, float]:
+    """The weight of each reward function, 1 where none is given."""
     if not rewards:
         raise ValueError("there is no reward function; give at least one")
     unknown = sorted(weights.keys() - rewards.keys())
@@ -409,8 +418,4 @@ def _check_weights(rewards: Mapping[str, RewardFn], weights: Mapping[str, float]
     for name, weight in weights.items():
         if not math.isfinite(weight):
             raise ValueError(f"the weight of reward {name!r} is {weight}; it must be finite")
-
-
-def _number(value: float) -> float | None:
-    """JSON has no NaN."""
-    return None if math.isnan(value) else value
+    return {name: float(weights.get(name, 1.0)) for name in rewards}

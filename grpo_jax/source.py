@@ -26,6 +26,7 @@ class Source:
         step: of the checkpoint; 0 for a model.
         module: the experiment whose questions are meant, if any.
         config: that experiment's values: the run's, or its defaults.
+        rewards: the weight of each reward function of the run; empty where there is none.
     """
 
     network: "Network"
@@ -33,6 +34,7 @@ class Source:
     step: int
     module: ModuleType | None
     config: Any
+    rewards: dict[str, float] = dataclasses.field(default_factory=dict)
 
 
 def load_source(source: str, experiment: str = "") -> Source:
@@ -62,7 +64,12 @@ def load_source(source: str, experiment: str = "") -> Source:
         raise ValueError(f"{source} is a run, but holds no finished checkpoint")
     trained = experiment_module(saved["experiment"])
     values = {k: tuple(v) if isinstance(v, list) else v for k, v in saved["config"].items()}
-    config = trained.Config(**values | {"resume": False})
+    try:
+        config = trained.Config(**values | {"resume": False})
+    except TypeError as error:
+        raise ValueError(
+            f"{source} was made by another version of {saved['experiment']}: {error}"
+        ) from None
     own = getattr(trained, "network", None)
     network = own(config) if own else pretrained(config.model)
     checkpoints = Checkpoints(checkpoints_directory)
@@ -72,7 +79,7 @@ def load_source(source: str, experiment: str = "") -> Source:
         checkpoints.close()
     if module is not None:
         return Source(network, params, step, module, module.Config())
-    return Source(network, params, step, trained, config)
+    return Source(network, params, step, trained, config, saved["rewards"])
 
 
 def experiment_module(name: str) -> ModuleType:

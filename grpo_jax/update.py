@@ -54,7 +54,7 @@ def update(
         objective: gives the token weights and the loss.
         optimizer: gradient clipping, schedule and all.
         state: its buffers are donated: use the returned one.
-        batch: P groups.
+        batch: P groups, with weights of their own if they are a part of a larger step.
         temperature: the sampler's.
         micro_batch_prompts: groups whose activations are held at once; 0 takes all. The result is
             the same up to rounding.
@@ -65,8 +65,9 @@ def update(
         were. If not, the state is returned as it came, but for nothing.
     """
     mask = batch.rollout.completion_mask
-    # From the mask of the whole step: parts of it then add up.
-    batch = dataclasses.replace(batch, weights=objective.weights(mask))
+    if batch.weights is None:
+        # From the mask of the whole step: parts of it then add up.
+        batch = dataclasses.replace(batch, weights=objective.weights(mask))
 
     def loss_fn(params: Params, part: Batch) -> tuple[jax.Array, tuple[Metrics, Metrics]]:
         log_probs, entropy = completion_log_probs(
@@ -81,7 +82,7 @@ def update(
 
     grad_fn = jax.grad(loss_fn, has_aux=True)
     num_prompts = mask.shape[0]
-    if micro_batch_prompts in (0, num_prompts):
+    if not 0 < micro_batch_prompts < num_prompts:
         grads, (sums, maxima) = grad_fn(state.params, batch)
     else:
         parts = _micro_batches(batch, micro_batch_prompts)

@@ -15,12 +15,17 @@ prepare_environment() {
 
   local python log=$venv/install.log
   if [ ! -x "$venv_python" ]; then
+    if [ -e "$venv" ]; then
+      echo "error: $venv is there, but $venv_python does not run; remove it, or choose another" \
+        "folder: VENV=..." >&2
+      exit 1
+    fi
     python=$(find_python) || exit 1
     echo "making $venv with $("$python" --version) (once; about a minute)" >&2
     if command -v uv >/dev/null; then
       uv venv --quiet --no-python-downloads --python "$python" "$venv"
-    elif ! "$python" -m venv "$venv" 2>/dev/null; then
-      rm -rf "$venv"
+    elif ! "$python" -m venv "$venv" >&2; then
+      rm -rf "$venv" # a part of one, made just now
       echo "error: $python cannot make virtual environments; install its venv module" \
         "(Debian: python3-venv) or uv" >&2
       exit 1
@@ -43,13 +48,13 @@ prepare_environment() {
 
 find_python() {
   local candidate
-  for candidate in ${PYTHON:-python3 python3.13 python3.12 python3.11 python}; do
+  for candidate in ${PYTHON:-python3 python3.14 python3.13 python3.12 python3.11 python}; do
     if "$candidate" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then
       command -v "$candidate"
       return
     fi
   done
-  echo "error: no Python 3.11 or later among: ${PYTHON:-python3 python3.13 python3.12 python3.11}" \
+  echo "error: no Python 3.11 or later among: ${PYTHON:-python3 python3.14 ... python3.11}" \
     "; install one, or name it: PYTHON=/path/to/python $0" >&2
   return 1
 }

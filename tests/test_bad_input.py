@@ -17,7 +17,7 @@ from safetensors.numpy import load_file, save_file
 
 import grpo_jax
 from grpo_jax import algorithm, cli, evaluate, launch, metrics, runner, tasks
-from grpo_jax.data import train_batch
+from grpo_jax.data import train_questions
 from grpo_jax.models import hf
 from grpo_jax.models.network import pretrained
 from grpo_jax.rewards import RewardError
@@ -187,7 +187,7 @@ def task(config):
     return tasks.GSM8K(config.train_file)
 
 def main(config):
-    grpo_jax.run(config, experiment=__file__, task=task(config), objective=grpo_jax.grpo())
+    grpo_jax.run(config, task=task(config), objective=grpo_jax.grpo())
 '''
 
 
@@ -287,7 +287,7 @@ def test_many_long_prompts_between_short_ones_are_no_error():
             question = super().train(seed, number)
             return dataclasses.replace(question, prompt="00=" if number % 5 == 0 else "0000=")
 
-    batch = train_batch(
+    batch = train_questions(
         FourInFive(),
         CharTokenizer(toys.ALPHABET),
         seed=0,
@@ -297,7 +297,7 @@ def test_many_long_prompts_between_short_ones_are_no_error():
         drop_long_prompts=True,
     )
     assert batch.num_dropped == 4 * 299
-    assert batch.prompts.tokens.shape == (300, 3)
+    assert len(batch.questions) == len(batch.ids) == 300
 
 
 @pytest.mark.usefixtures("early")

@@ -1,5 +1,6 @@
 """`grpo-jax`, command by command, on a small toy and on a tiny random Llama."""
 
+import importlib.util
 import io
 import json
 import pathlib
@@ -46,7 +47,7 @@ def task(config):
 
 def main(config):
     print(json.dumps(grpo_jax.run(
-        config, experiment=__file__, task=task(config), objective=grpo_jax.grpo(kl_coef=0.0)
+        config, task=task(config), objective=grpo_jax.grpo(kl_coef=0.0)
     )))
 
 if __name__ == "__main__":
@@ -167,10 +168,10 @@ def test_eval_says_what_the_run_said_at_its_end(grpo, toy_run):
     last = toys.lines(toy_run, "evaluations.jsonl")[-1]
     assert found["step"] == last["step"]
     assert found["task"] == "max_of_three"
-    assert found["num_questions"] == 4
+    assert found["eval/num_questions"] == 4
     for name in ("sampled", "greedy"):
-        assert found[f"{name}/reward"] == last[f"eval/{name}/reward"]
-        assert found[f"{name}/reward_stderr"] == last[f"eval/{name}/reward_stderr"]
+        assert found[f"eval/{name}/reward"] == last[f"eval/{name}/reward"]
+        assert found[f"eval/{name}/reward_stderr"] == last[f"eval/{name}/reward_stderr"]
 
 
 def test_eval_of_a_run_uses_the_seed_and_sampling_that_it_was_trained_with(
@@ -288,6 +289,12 @@ def test_export_writes_a_model_directory_with_the_runs_parameters(grpo, refusal,
     checkpoints.close()
     assert step == 1
     jax.tree.map(np.testing.assert_array_equal, network.load(), trained)
+
+    if importlib.util.find_spec("torch"):
+        from transformers import LlamaForCausalLM
+
+        _, info = LlamaForCausalLM.from_pretrained(target, output_loading_info=True)
+        assert not any(info.values()), info
 
     # A second time it is refused, and the first is left as it is.
     written = toys.contents(target)

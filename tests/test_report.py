@@ -39,7 +39,7 @@ def step(number, **values):
         "grad_norm": 1.3,
         "sampler_mismatch/max": 2e-5,
         "sampler_mismatch/mean": 3e-6,
-        "num_tokens": 1234 * number,
+        "tokens/seen": 1234 * number,
         "step_time": 2.1,
         "tokens_per_second": 90.0,
     } | values

@@ -313,7 +313,7 @@ COMPLETION_KEYS = {
 }
 UPDATE_KEYS = {"loss", "grad_norm", "entropy", "sampler_mismatch/mean", "sampler_mismatch/max"}
 UPDATE_KEYS |= {"clip_ratio/low_mean", "clip_ratio/high_mean", "clip_ratio/region_mean"}
-RUN_KEYS = {"step", "learning_rate", "num_tokens", "prompts/dropped"}
+RUN_KEYS = {"step", "learning_rate", "tokens/seen", "prompts/dropped"}
 RUN_KEYS |= {"step_time", "tokens_per_second"}
 
 
@@ -360,7 +360,7 @@ def test_the_completions_are_those_that_the_metrics_sum_up(fields, twenty):
             np.mean([row["truncated"] for row in rows])
         )
         tokens += sum(lengths) + 4 * len("123=")
-        assert line["num_tokens"] == tokens
+        assert line["tokens/seen"] == tokens
         for group in of_step:
             question = task.train(0, position)
             position += 1

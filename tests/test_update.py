@@ -9,6 +9,7 @@ import numpy as np
 import optax
 import pytest
 
+from grpo_jax.algorithm import grpo_step
 from grpo_jax.objectives import dr_grpo, grpo, prepare
 from grpo_jax.policy import completion_log_probs
 from grpo_jax.sampling import Sampling, prompt_keys, sample_groups
@@ -171,3 +172,28 @@ def test_the_state_is_donated():
     batch = batch_of(OBJECTIVES["dr_grpo"])
     update(networks.POLICY, OBJECTIVES["dr_grpo"], OPTIMIZER, state, batch)
     assert all(leaf.is_deleted() for leaf in jax.tree.leaves(state.params))
+
+
+def test_weights_that_the_caller_gives_are_kept():
+    """A shard of a larger step brings its own: the batch's mask does not say what they are."""
+    objective = OBJECTIVES["dr_grpo"]
+    batch = batch_of(objective)
+    weights = objective.weights(batch.rollout.completion_mask)
+    _, half = step(objective, dataclasses.replace(batch, weights=weights / 2))
+    _, whole = step(objective, batch)
+    np.testing.assert_allclose(half["loss"], whole["loss"] / 2, rtol=1e-5)
+
+
+def test_a_kl_term_needs_a_reference():
+    with pytest.raises(ValueError, match=r"kl_coef is 0.1, but there are no ref_params"):
+        grpo_step(
+            networks.POLICY,
+            OBJECTIVES["grpo"],
+            OPTIMIZER,
+            new_state(),
+            None,
+            networks.prompts(),
+            score=lambda rollout: rollout.truncated.astype(jnp.float32),
+            group_size=2,
+            sampling=SAMPLING,
+        )

@@ -19,6 +19,7 @@ import grpo_jax
 from experiments import toy
 from grpo_jax import runner, tasks
 from grpo_jax.checkpoints import Checkpoints
+from grpo_jax.launch import plain_errors
 from grpo_jax.models.decoder import DecoderConfig
 from grpo_jax.models.network import Network, from_scratch
 from grpo_jax.run_directory import CLOCK
@@ -82,7 +83,6 @@ def run(run_dir, *, task=None, network=network, rewards=None, reward_weights=Non
     c = config(run_dir, **fields)
     return runner.run(
         c,
-        experiment=EXPERIMENT,
         task=tasks.MaxOfThree() if task is None else task,
         network=network() if callable(network) else network,
         objective=objective(c.kl_coef),
@@ -92,7 +92,16 @@ def run(run_dir, *, task=None, network=network, rewards=None, reward_weights=Non
 
 
 def lines(run_dir, name):
-    return [json.loads(line) for line in (run_dir / name).read_text().splitlines()]
+    """The lines of a log; null, which stands for what is no number, as NaN."""
+    return [_with_nan(json.loads(line)) for line in (run_dir / name).read_text().splitlines()]
+
+
+def _with_nan(value):
+    if isinstance(value, dict):
+        return {key: _with_nan(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_with_nan(item) for item in value]
+    return float("nan") if value is None else value
 
 
 def metrics(run_dir):
@@ -181,4 +190,5 @@ def contents(directory):
 
 if __name__ == "__main__":  # a run in a process of its own: run_dir and fields as JSON
     runner.make_optimizer = make_optimizer
-    run(sys.argv[1], **json.loads(sys.argv[2]))
+    with plain_errors():
+        run(sys.argv[1], **json.loads(sys.argv[2]))

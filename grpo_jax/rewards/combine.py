@@ -4,7 +4,7 @@ import math
 import queue
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -72,12 +72,14 @@ def score_groups(
         for k, (name, reward_fn) in enumerate(reward_fns.items()):
             for p, (question, group) in enumerate(zip(questions, completions, strict=True)):
                 where = f"reward function {name!r} at step {step}, question {question.number}"
+                watched = _Watched(group)
                 try:
-                    values = _values(worker, partial(reward_fn, question), group, where)
+                    values = _values(worker, partial(reward_fn, question), watched, where)
                 except TimeoutError:
                     raise RewardError(
                         f"{where}: took longer than {timeout_seconds} s for {len(group)} "
-                        "completions; make it faster or raise reward_timeout_seconds"
+                        f"completions{watched.reached()}; make it faster or raise "
+                        "reward_timeout_seconds"
                     ) from None
                 rewards[p, :, k] = _checked(values, group, where)
     finally:
@@ -110,6 +112,22 @@ def weighted_sum(rewards: np.ndarray, weights: Sequence[float]) -> np.ndarray:
     # Masked first: a weight of 0 times NaN is still NaN. Added up in float64, in any order.
     terms = np.where(applies, rewards, 0.0).astype(np.float64) * np.asarray(weights, np.float64)
     return np.where(applies.any(axis=-1), terms.sum(axis=-1), np.nan).astype(np.float32)
+
+
+class _Watched(list[Completion]):
+    """A group that knows which of its completions was looked at last."""
+
+    _last: int | None = None
+
+    def __iter__(self) -> Iterator[Completion]:
+        for index, completion in enumerate(super().__iter__()):
+            self._last = index
+            yield completion
+
+    def reached(self) -> str:
+        if self._last is None:
+            return ""
+        return f", and was at completion {self._last}, text {_quote(self[self._last].text)}"
 
 
 class _Worker:

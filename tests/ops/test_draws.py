@@ -63,3 +63,8 @@ def test_frequencies_are_the_probabilities():
     seen = np.bincount(found, minlength=4) / count
     # Four standard errors of a frequency.
     assert (np.abs(seen - probs) < 4 * np.sqrt(probs * (1 - probs) / count)).all()
+
+
+def test_logits_that_are_not_numbers_give_a_token_of_the_vocabulary():
+    found = draws.inverse_cdf(jnp.full([2, 300], jnp.nan), jnp.array([0.1, 0.9]))
+    assert (found < 300).all()
