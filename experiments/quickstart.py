@@ -9,13 +9,13 @@ Measured: 2 cores (x86-64, no GPU), Python 3.11, jax 0.10.2, 2026-11-22; --seed 
 
     seed   held-out reward, sampled (greedy)    training reward, means of 5 steps     training
            before            after 30 steps                                           seconds
-    0      .110 (.10)        .908 (.93)         .19  .49  .70  .79  .84  .85          118
-    1      .110 (.10)        .873 (.89)         .36  .69  .64  .94  .82  .79          124
-    2      .108 (.10)        .860 (.89)         .16  .69  .77  .78  .81  .88          125
+    0      .100 (.10)        .883 (.94)         .20  .55  .84  .74  .89  .84          126
+    1      .108 (.10)        .760 (.80)         .24  .67  .66  .91  .74  .74          118
+    2      .108 (.10)        .888 (.92)         .19  .62  .83  .74  .87  .89          128
 
-100 held-out questions, 4 samples each; standard errors .023 to .031. Seconds include compilation,
+100 held-out questions, 4 samples each; standard errors .023 to .037. Seconds include compilation,
 about 35 of them, and not the two evaluations. Peak memory 4.0 GiB. Largest difference of sampler
-and scorer on any token: 7.2e-5 nats.
+and scorer on any token: 7.4e-5 nats.
 """
 
 import dataclasses

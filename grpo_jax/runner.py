@@ -3,7 +3,6 @@
 import contextlib
 import dataclasses
 import itertools
-import math
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -26,13 +25,12 @@ from grpo_jax.data import (
     train_questions,
 )
 from grpo_jax.evaluate import evaluate
-from grpo_jax.keys import SAMPLING, stream_key
 from grpo_jax.models.network import Network, pretrained
 from grpo_jax.not_finite import save_not_finite
 from grpo_jax.objectives.base import Objective
 from grpo_jax.optimizer import make_optimizer
 from grpo_jax.rewards.base import Completion, RewardFn
-from grpo_jax.rewards.combine import score_groups, weighted_sum
+from grpo_jax.rewards.combine import named_weights, score_groups, weighted_sum
 from grpo_jax.run_directory import (
     RunDirectory,
     RunInterrupted,
@@ -42,9 +40,10 @@ from grpo_jax.run_directory import (
     to_json,
 )
 from grpo_jax.sampling import Sampling
+from grpo_jax.state import initial_state, state_shapes
 from grpo_jax.stop_signal import stop_signal
 from grpo_jax.tasks.base import Task
-from grpo_jax.types import Params, Rollout, TrainState
+from grpo_jax.types import Params, Rollout
 
 _NUM_SHOWN = 5
 _ADVICE_AFTER = (1, 5, 20)
@@ -84,7 +83,7 @@ def run(
     """
     # All that can be refused is looked at before anything is written or compiled.
     rewards = {task.name: task.reward} if rewards is None else rewards
-    weights = _weights(rewards, reward_weights or {})
+    weights = named_weights(rewards, reward_weights or {})
     directory = RunDirectory.reopen(config, weights) if config.resume else None
     if config.run_dir and not config.resume:
         check_unused(Path(config.run_dir))
@@ -144,9 +143,7 @@ class _Loop:
 
     def start(self) -> None:
         """The state before the first step."""
-        params = self.network.load()
-        key = stream_key(self.config.seed, SAMPLING)
-        self.state = TrainState(params, self.optimizer.init(params), jnp.zeros([], jnp.int32), key)
+        self.state = initial_state(self.network, self.optimizer, self.config.seed)
 
     def restore(self, directory: RunDirectory) -> None:
         """The newest checkpoint's state, or that of the start if the run was cut off before any.
@@ -154,27 +151,19 @@ class _Loop:
         Raises:
             ValueError: the run ended, but its checkpoints are gone; or it has more steps already.
         """
-        checkpoints = Checkpoints(directory.checkpoints)
-        try:
+        ended = (directory.path / "summary.json").is_file()
+        with contextlib.closing(Checkpoints(directory.checkpoints)) as checkpoints:
             step = checkpoints.latest() or 0
             if step > self.config.steps:
                 raise ValueError(
                     f"{directory.path} holds {step} steps already, more than --steps "
                     f"{self.config.steps}; ask for more"
                 )
-            if not step and not (directory.path / "summary.json").is_file():
-                self.start()
+            if step or ended:
+                like = state_shapes(self.network, self.optimizer)
+                self.state, self.place = checkpoints.restore(like)
                 return
-            shapes = self.network.shapes
-            like = TrainState(
-                shapes,
-                jax.eval_shape(self.optimizer.init, shapes),
-                jax.eval_shape(lambda: jnp.zeros([], jnp.int32)),
-                jax.eval_shape(lambda: jax.random.key(0)),
-            )
-            self.state, self.place = checkpoints.restore(like)
-        finally:
-            checkpoints.close()
+        self.start()
 
     # -- one step ----------------------------------------------------------------------------
 
@@ -275,10 +264,9 @@ class _Loop:
             return None
         questions, prompts = self.held_out
         config, started = self.config, time.perf_counter()
-        counts = {"eval/num_questions": len(questions), "eval/num_samples": config.eval_samples}
-        for line in self.directory.read("evaluations.jsonl"):
-            if (line | counts | {"step": step}) == line:
-                return line
+        done = self._asked(step)
+        if done:
+            return done
         self.console.say(f"asking {len(questions)} held-out questions ...", "dim")
 
         def score(completions) -> np.ndarray:
@@ -309,6 +297,15 @@ class _Loop:
         for question, group, rewards in itertools.islice(answers, _NUM_SHOWN):
             self.console.group(question, group, list(rewards))
         return line
+
+    def _asked(self, step: int) -> dict[str, float] | None:
+        """What came of the same questions at a step, if they were asked then."""
+        if self.held_out is None:
+            return None
+        same = {"step": step, "eval/num_questions": len(self.held_out[0])}
+        same["eval/num_samples"] = self.config.eval_samples
+        lines = self.directory.read("evaluations.jsonl")
+        return next((line for line in lines if line | same == line), None)
 
     # -- the whole run -----------------------------------------------------------------------
 
@@ -344,9 +341,8 @@ class _Loop:
                     f"same command and --run-dir {directory.path} --resume"
                 )
             after = self.evaluate(step)
-            if before is None:
-                asked = directory.read("evaluations.jsonl")
-                before = next((line for line in asked if line["step"] == 0), None)
+            if before is None and after is not None:
+                before = self._asked(0)
         summary = {
             "held_out_before": before and before["eval/sampled/reward"],
             "held_out_after": after and after["eval/sampled/reward"],
@@ -403,19 +399,3 @@ class _Loop:
         if step and self.checkpoints.latest() != step:
             self._save()
             self.console.say(f"step {step} is saved in {self.directory.checkpoints}", "yellow")
-
-
-def _weights(rewards: Mapping[str, RewardFn], weights: Mapping[str, float]) -> dict[str, float]:
-    """The weight of each reward function, 1 where none is given."""
-    if not rewards:
-        raise ValueError("there is no reward function; give at least one")
-    unknown = sorted(weights.keys() - rewards.keys())
-    if unknown:
-        raise ValueError(
-            f"reward weights for {unknown}, but the reward functions are {sorted(rewards)}; "
-            "name each weight as its function"
-        )
-    for name, weight in weights.items():
-        if not math.isfinite(weight):
-            raise ValueError(f"the weight of reward {name!r} is {weight}; it must be finite")
-    return {name: float(weights.get(name, 1.0)) for name in rewards}

@@ -114,6 +114,31 @@ def weighted_sum(rewards: np.ndarray, weights: Sequence[float]) -> np.ndarray:
     return np.where(applies.any(axis=-1), terms.sum(axis=-1), np.nan).astype(np.float32)
 
 
+def named_weights(
+    rewards: Mapping[str, RewardFn], weights: Mapping[str, float]
+) -> dict[str, float]:
+    """The weight of each reward function, 1 where none is given.
+
+    Raises:
+        ValueError: there is no function, or a weight that is not finite or of no function.
+
+    >>> named_weights({"right": len, "short": len}, {"short": -0.5})
+    {'right': 1.0, 'short': -0.5}
+    """
+    if not rewards:
+        raise ValueError("there is no reward function; give at least one")
+    unknown = sorted(weights.keys() - rewards.keys())
+    if unknown:
+        raise ValueError(
+            f"reward weights for {unknown}, but the reward functions are {sorted(rewards)}; "
+            "name each weight as its function"
+        )
+    for name, weight in weights.items():
+        if not math.isfinite(weight):
+            raise ValueError(f"the weight of reward {name!r} is {weight}; it must be finite")
+    return {name: float(weights.get(name, 1.0)) for name in rewards}
+
+
 class _Watched(list[Completion]):
     """A group that knows which of its completions was looked at last."""
 
