@@ -3,7 +3,7 @@
 The verifier evaluates the expression exactly (fractions, no eval). The prompt demonstrates twice.
 
 Run:      python -m experiments.countdown --num-numbers 3
-Expect:   not yet run
+Measured: not yet run
 """
 
 import dataclasses

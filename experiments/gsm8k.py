@@ -7,7 +7,7 @@ The file is JSON lines with `question` and `answer` (the number after "####"). A
 question right now and then is needed: at 135 M parameters there is no signal to learn from.
 
 Run:      python -m experiments.gsm8k --train-file train.jsonl --model DIRECTORY
-Expect:   not yet run
+Measured: not yet run
 """
 
 import dataclasses

@@ -1,6 +1,6 @@
 """GRPO on sums, SmolLM2-135M-Instruct: the first run, on a laptop, without a model hub.
 
-a + b with a in 10..99 and b in 1..9: 810 questions, one in five held out. The prompt ends with
+a + b with a in 10..99 and b in 1..9: 810 questions, 139 of them held out. The prompt ends with
 "a + b =", so that the model answers in its own habit; reward 1 for the right first integer.
 Objective: GRPO (DeepSeekMath, arXiv:2402.03300) without a reference.
 

@@ -3,7 +3,7 @@
 Scored strictly: 1 for a right answer, 0 for anything else (its partial credit can be gamed).
 
 Run:      python -m experiments.reasoning_gym --dataset chain_sum
-Expect:   not yet run
+Measured: not yet run
 """
 
 import dataclasses

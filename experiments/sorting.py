@@ -1,7 +1,7 @@
 """Dr. GRPO on sorting digits: the second objective on a real model, reward all or nothing.
 
 Run:      python -m experiments.sorting
-Expect:   not yet run
+Measured: not yet run
 """
 
 import dataclasses
