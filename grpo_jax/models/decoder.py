@@ -1,7 +1,7 @@
 """A decoder-only transformer of the Llama shape, and its `Policy`.
 
 Linen declares the parameters; the arithmetic is plain functions on arrays. Layers are separate
-arrays (`layers_0`, ...), which is the fastest form for decoding. Kernels are [in, out].
+arrays (`layers_0`, ...), so that decoding slices no stack. Kernels are [in, out].
 """
 
 import dataclasses
@@ -71,7 +71,7 @@ def rms_norm(x: jax.Array, scale: jax.Array, *, eps: float) -> jax.Array:
 def project(x: jax.Array, kernel: jax.Array) -> jax.Array:
     """x [..., in] times kernel [in, out], as one product of two matrices.
 
-    With the leading axes kept, XLA's backward pass on CPU is a third slower.
+    With the leading axes kept, XLA's backward pass on CPU makes batched products of it.
     """
     return (x.reshape(-1, x.shape[-1]) @ kernel).reshape(*x.shape[:-1], kernel.shape[-1])
 
