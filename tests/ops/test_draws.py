@@ -1,8 +1,8 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
-import oracles
 import pytest
+from oracles import numeric as oracles
 
 from grpo_jax.ops import draws
 

@@ -3,8 +3,8 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
-import oracles
 import pytest
+from oracles import losses as oracles
 
 from grpo_jax.ops import kl, ratios, selection, surrogates, weights
 

@@ -1,0 +1,1 @@
+"""What the tests compare with: plain loops, nothing of JAX, nothing of ours."""
