@@ -1,16 +1,38 @@
 """GRPO on one page: sample, score, normalise within the group, loss and KL, Optax step."""
 
-import dataclasses
 from collections.abc import Callable
+from typing import Any, NamedTuple
 
-import jax
+import numpy as np
 import optax
 
-from grpo_jax.objectives.base import Metrics, Objective, prepare
-from grpo_jax.policy import Policy, completion_log_probs
+from grpo_jax.anchors import anchor_arrays, next_state
+from grpo_jax.keys import loss_key
+from grpo_jax.objectives.base import Objective
+from grpo_jax.objectives.measures import Measures
+from grpo_jax.objectives.prepare import prepare
+from grpo_jax.policy import Policy
+from grpo_jax.resampling import greedy_rewards, groups_with_signal
 from grpo_jax.sampling import Sampling, prompt_keys, sample_groups
 from grpo_jax.types import Batch, Params, Prompts, Rollout, TrainState
 from grpo_jax.update import minibatches, update
+
+
+class Step(NamedTuple):
+    """What a step of GRPO leaves.
+
+    Attributes:
+        state: the new one.
+        batch: what was trained on.
+        metrics: of each update.
+        chosen: [P] int, which of the groups sampled in this step the batch holds, in the order of
+            sampling; 0..P-1 unless the objective samples again for groups without a signal.
+    """
+
+    state: TrainState
+    batch: Batch
+    metrics: list[Measures]
+    chosen: np.ndarray
 
 
 def grpo_step(
@@ -19,15 +41,15 @@ def grpo_step(
     optimizer: optax.GradientTransformation,
     state: TrainState,
     ref_params: Params | None,
-    prompts: Prompts,
-    score: Callable[[Rollout], jax.Array],
+    draw_prompts: Callable[[int], Prompts],
+    score: Callable[[Rollout], Any],
     *,
     group_size: int,
     sampling: Sampling,
     num_minibatches: int = 1,
     num_epochs: int = 1,
     micro_batch_prompts: int = 0,
-) -> tuple[TrainState, Batch, list[Metrics]]:
+) -> Step:
     """One step of GRPO: one phase of sampling, and `num_minibatches * num_epochs` updates.
 
     Args:
@@ -35,58 +57,81 @@ def grpo_step(
         objective: the paper.
         optimizer: Optax's, with gradient clipping and schedule.
         state: donated to the update: use the returned one.
-        ref_params: of the frozen reference, in buffers of their own; None when there is no KL term.
-        prompts: P prompts.
-        score: a rollout -> rewards [P, G] float, NaN where a completion has none. Runs on the host.
+        ref_params: of a frozen reference, in buffers of their own; None when there is no KL term,
+            or when the objective moves the reference, which is then in the state.
+        draw_prompts: number of the phase, from 0 -> its P prompts, always as many and as wide.
+            There is one phase, unless the objective samples again for groups without a signal.
+        score: a rollout -> rewards [P, G] or [P, G, K] float, NaN where a completion has none; or a
+            dict of `rewards` and other arrays that `prepare` takes. Runs on the host. Where the
+            objective compares with the greedy completion, it is also asked for that one, as a
+            group of one.
         group_size: G.
         sampling: how completions are drawn; training needs a temperature above 0.
         num_minibatches: optimizer steps per pass over the batch, of whole groups each.
         num_epochs: passes over the batch.
         micro_batch_prompts: groups whose activations are held at once; 0 takes all.
 
-    Returns:
-        the new state, the batch trained on, and the metrics of each update.
-
     Raises:
-        ValueError: a KL term without `ref_params`, or prompts that do not divide.
+        ValueError: a KL term without a reference, or prompts that do not divide.
     """
-    if objective.kl_coef and ref_params is None:
+    reference = ref_params if state.ref_params is None else state.ref_params
+    if objective.needs_reference and reference is None:
         raise ValueError(
             f"kl_coef is {objective.kl_coef}, but there are no ref_params; give the reference's, "
             "or kl_coef=0"
         )
-    num_prompts = prompts.tokens.shape[0]
-    keys = prompt_keys(state.key, state.step * num_prompts, num_prompts)
+    num_updates, rounds = num_minibatches * num_epochs, objective.max_sampling_rounds
 
     # 1 sample G completions of each prompt, which is read once for all of them
-    rollout = sample_groups(
-        policy, state.params, prompts, keys, group_size=group_size, sampling=sampling
-    )
+    def sample(phase: int) -> Rollout:
+        prompts = draw_prompts(phase)
+        num_prompts = prompts.tokens.shape[0]
+        first = (state.step * rounds + phase) * num_prompts
+        keys = prompt_keys(state.key, first, num_prompts)
+        return sample_groups(
+            policy, state.params, prompts, keys, group_size=group_size, sampling=sampling
+        )
 
-    def log_probs_of(params: Params) -> jax.Array:
-        return completion_log_probs(policy, params, rollout, temperature=sampling.temperature)[0]
+    # what the policy that sampled and the reference say of them
+    def anchors(rollout: Rollout) -> dict[str, Any]:
+        params, temperature = state.params, sampling.temperature
+        return anchor_arrays(
+            policy, objective, params, reference, rollout, num_updates, temperature=temperature
+        )
 
-    # One update starts from the policy that sampled: its own log-probabilities are the old ones.
-    old = log_probs_of(state.params) if num_minibatches * num_epochs > 1 else None
-    ref = log_probs_of(ref_params) if objective.kl_coef else None
+    # 2 score [P, G], on the host
+    def scores(rollout: Rollout) -> dict[str, Any]:
+        found = {}
+        if "greedy_rewards" in objective.needs:
+            greedy = greedy_rewards(policy, state.params, rollout, score, sampling=sampling)
+            found["greedy_rewards"] = greedy
+        rewards = score(rollout)
+        return found | (rewards if isinstance(rewards, dict) else {"rewards": rewards})
 
-    # 2 score [P, G], on the host while the device computes the above
-    rewards = score(rollout)
+    if rounds == 1:
+        rollout = sample(0)
+        anchored = anchors(rollout)  # the device computes these while the host scores
+        scored = scores(rollout)
+        chosen = np.arange(len(scored["rewards"]))
+    else:
+        rollout, scored, chosen = groups_with_signal(sample, scores, max_rounds=rounds)
+        anchored = anchors(rollout)
 
     # 3 normalise the rewards within each group
-    batch = prepare(objective, rollout, rewards, old, ref)
+    batch = prepare(objective, rollout, **scored, **anchored, coefs=state.coefs)
 
     # 4 loss and KL, 5 Optax step
     metrics = []
-    for minibatch in minibatches(batch, num_minibatches, num_epochs):
+    for number, minibatch in enumerate(minibatches(batch, num_minibatches, num_epochs)):
         state, measured = update(
             policy,
             objective,
             optimizer,
             state,
             minibatch,
+            key=loss_key(state.key, state.step, number) if objective.needs_key else None,
             temperature=sampling.temperature,
             micro_batch_prompts=micro_batch_prompts,
         )
         metrics.append(measured)
-    return dataclasses.replace(state, step=state.step + 1), batch, metrics
+    return Step(next_state(objective, state, metrics), batch, metrics, chosen)

@@ -29,7 +29,7 @@ class Checkpoints:
 
     def save(self, state: TrainState, place: dict[str, Any]) -> None:
         """Starts to save; the state may be donated right after."""
-        rest = {"opt_state": state.opt_state, "step": state.step, "key": state.key}
+        rest = _rest(state)
         self._manager.save(
             int(state.step),
             args=ocp.args.Composite(
@@ -52,7 +52,7 @@ class Checkpoints:
         Raises:
             ValueError: there is none.
         """
-        rest = {"opt_state": like.opt_state, "step": like.step, "key": like.key}
+        rest = _rest(like)
         restored: Any = self._manager.restore(
             self._newest(),
             args=ocp.args.Composite(
@@ -87,6 +87,13 @@ class Checkpoints:
                 "another directory"
             )
         return step
+
+
+def _rest(state: TrainState) -> dict[str, Any]:
+    """All but the parameters; what an objective keeps, only where it keeps something."""
+    rest = {"opt_state": state.opt_state, "step": state.step, "key": state.key}
+    kept = {"ref_params": state.ref_params, "coefs": state.coefs}
+    return rest | {name: value for name, value in kept.items() if value}
 
 
 def _on_device(shapes: Any) -> Any:

@@ -41,6 +41,8 @@ class Config:
     """Sample from the smallest set of likeliest tokens with this share of the probability."""
     min_p: float = 0.0
     """Sample from tokens at least this many times as likely as the likeliest."""
+    keep_support: bool = False
+    """Train on the distribution over the tokens that top-k, top-p, min-p left, not the whole."""
 
     learning_rate: float = 1e-6
     """AdamW's, after the warm-up."""
@@ -73,7 +75,8 @@ class Config:
     """Longest time that one reward function may take for one group."""
 
     def __post_init__(self):
-        at_least = {"seed": 0, "steps": 1, "num_prompts": 1, "max_prompt_tokens": 1}
+        at_least = {"seed": 0, "steps": 1, "num_prompts": 1, "group_size": 1}
+        at_least |= {"max_prompt_tokens": 1}
         at_least |= {"max_new_tokens": 1, "num_minibatches": 1, "num_epochs": 1, "top_k": 0}
         at_least |= dict.fromkeys(
             ("warmup_steps", "weight_decay", "clip_norm", "micro_batch_prompts"), 0
@@ -89,8 +92,6 @@ class Config:
             self._refuse("seed", "it must be below 2**32, or two seeds would share their keys")
         if not self.model:
             self._refuse("model", "name one, or leave it out for the default")
-        if self.group_size < 2:
-            self._refuse("group_size", "a group of one has nothing to be compared with; 2 or more")
         if not 0 < self.temperature < float("inf"):
             self._refuse("temperature", "training samples above 0 (greedy groups are all equal)")
         if not 0 < self.top_p <= 1:

@@ -54,11 +54,16 @@ def completion_metrics(
 
 
 def update_metrics(updates: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-    """The metrics of a step's updates as one: extremes of those that end in /max, else means."""
+    """The metrics of a step's updates as one: extremes of those that end in /max or /min, else
+    means."""
+
+    def join(name: str) -> Any:
+        if name.endswith("/max"):
+            return np.max
+        return np.min if name.endswith("/min") else np.mean
+
     return {
-        name: float(
-            (np.max if name.endswith("/max") else np.mean)([float(u[name]) for u in updates])
-        )
+        name: float(join(name)([float(update[name]) for update in updates]))
         for name in updates[0]
         if name != "finite"
     }

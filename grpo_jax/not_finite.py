@@ -6,12 +6,12 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from grpo_jax.objectives.base import Metrics
+from grpo_jax.objectives.measures import Measures
 from grpo_jax.types import Batch
 
 
 def save_not_finite(
-    run_dir: Path, step: int, batch: Batch, updates: Sequence[Metrics], newest: int | None
+    run_dir: Path, step: int, batch: Batch, updates: Sequence[Measures], newest: int | None
 ) -> str:
     """Saves the step's batch as arrays (no pickle) and returns what to tell the user.
 

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 import jax
 import jax.numpy as jnp
 
-from grpo_jax.ops import log_probs as log_probs_ops
+from grpo_jax.ops.log_probs import TokenStats, chunked
 from grpo_jax.types import Params, Rollout
 
 Prefix = Any
@@ -45,7 +45,15 @@ class Policy:
 
 
 @functools.partial(
-    jax.jit, static_argnames=("policy", "temperature", "with_entropy", "chunk_tokens")
+    jax.jit,
+    static_argnames=(
+        "policy",
+        "temperature",
+        "with_entropy",
+        "entropy_gradient",
+        "with_sum_sq_probs",
+        "chunk_tokens",
+    ),
 )
 def completion_log_probs(
     policy: Policy,
@@ -54,22 +62,26 @@ def completion_log_probs(
     *,
     temperature: float = 1.0,
     with_entropy: bool = False,
+    entropy_gradient: bool = False,
+    with_sum_sq_probs: bool = False,
     chunk_tokens: int = 512,
-) -> tuple[jax.Array, jax.Array | None]:
-    """Log-probabilities of a rollout's completion tokens: old, reference and current alike.
+) -> TokenStats:
+    """What a policy says of a rollout's completion tokens: old, reference and current alike.
 
     Args:
         policy: the network.
         params: its parameters; gradients flow to them.
         rollout: P groups of G completions.
         temperature: logits are divided by it, as the sampler divided them.
-        with_entropy: also the entropy of the distribution at each token, without gradient.
+        with_entropy: also the entropy of the distribution at each token.
+        entropy_gradient: gradients flow through the entropy, too.
+        with_sum_sq_probs: also the sum of squared probabilities at each token.
         chunk_tokens: tokens whose logits are held at once.
 
     Returns:
-        [P, G, T] float32 log-probabilities in nats under the whole distribution (top-k, top-p and
-        min-p do not enter; see `Rollout.support_log_mass`), and [P, G, T] float32 entropies in nats
-        or None. Both are 0 outside `completion_mask`.
+        `log_probs` [P, G, T] float32 in nats under the whole distribution, and what was asked for
+        beside them, else None; `support_log_mass` where the rollout kept the support that it was
+        sampled from (`drawn` is then renormalised over it). All are 0 outside `completion_mask`.
 
     Raises:
         ValueError: `temperature` is not positive (the greedy policy has no finite ones).
@@ -90,12 +102,15 @@ def completion_log_probs(
         hidden = jnp.concatenate([first, hidden], axis=2)
     else:
         hidden = first
-    log_probs, entropies = log_probs_ops.chunked(
+    stats = chunked(
         lambda h: policy.unembed(params, h).astype(jnp.float32) / temperature,
         hidden,
         rollout.completion,
+        support=rollout.support,
         chunk_tokens=chunk_tokens,
         with_entropy=with_entropy,
+        entropy_gradient=entropy_gradient,
+        with_sum_sq_probs=with_sum_sq_probs,
     )
     mask = rollout.completion_mask
-    return jax.tree.map(lambda x: jnp.where(mask, x, 0.0), (log_probs, entropies))
+    return jax.tree.map(lambda x: jnp.where(mask, x, 0.0), stats)

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from grpo_jax import metrics, report
@@ -19,9 +18,7 @@ from grpo_jax.config import Config
 from grpo_jax.console import RunConsole
 from grpo_jax.data import (
     QuestionBatch,
-    decode_completions,
     held_out_questions,
-    pad_prompts,
     train_questions,
 )
 from grpo_jax.evaluate import evaluate
@@ -29,7 +26,7 @@ from grpo_jax.models.network import Network, pretrained
 from grpo_jax.not_finite import save_not_finite
 from grpo_jax.objectives.base import Objective
 from grpo_jax.optimizer import make_optimizer
-from grpo_jax.rewards.base import Completion, RewardFn
+from grpo_jax.rewards.base import RewardFn
 from grpo_jax.rewards.combine import named_weights, score_groups, weighted_sum
 from grpo_jax.run_directory import (
     RunDirectory,
@@ -41,9 +38,10 @@ from grpo_jax.run_directory import (
 )
 from grpo_jax.sampling import Sampling
 from grpo_jax.state import initial_state, state_shapes
+from grpo_jax.step_groups import StepGroups
 from grpo_jax.stop_signal import stop_signal
 from grpo_jax.tasks.base import Task
-from grpo_jax.types import Params, Rollout
+from grpo_jax.types import Params
 
 _NUM_SHOWN = 5
 _ADVICE_AFTER = (1, 5, 20)
@@ -121,12 +119,14 @@ class _Loop:
             top_k=config.top_k,
             top_p=config.top_p,
             min_p=config.min_p,
+            keep_support=config.keep_support,
             stop_ids=network.tokenizer.stop_ids,
             pad_id=network.tokenizer.pad_id,
         )
         # What a checkpoint holds besides the state.
         self.place = {"position": 0, "num_dropped": 0, "num_tokens": 0, "seconds": 0.0}
         self.held_out = None
+        self._check_objective()
         if config.eval_questions:
             self.held_out = held_out_questions(
                 task,
@@ -139,11 +139,32 @@ class _Loop:
         for _ in range(min(config.steps, _MAX_CHECKED // config.num_prompts + 1)):
             position = self._questions_at(position).position
 
+    def _check_objective(self) -> None:
+        """Raises ValueError for an objective that this run cannot serve."""
+        config, objective = self.config, self.objective
+        missing = objective.needs & {"step_rewards", "step_ends", "values"}
+        if missing:
+            raise ValueError(
+                f"this objective needs {', '.join(sorted(missing))}, and a run has only rewards of "
+                "whole completions; call grpo_step with a score function that gives them"
+            )
+        if config.group_size < 2 and objective.compares_within_group:
+            raise ValueError(
+                f"group_size is {config.group_size}; a group of one has nothing to be compared "
+                "with: 2 or more"
+            )
+        size = config.num_prompts // config.num_minibatches
+        if objective.of_the_whole_step and 0 < config.micro_batch_prompts < size:
+            raise ValueError(
+                f"micro_batch_prompts is {config.micro_batch_prompts}, but this objective looks at "
+                f"all tokens of an update ({size} prompts) at once; leave it at 0"
+            )
+
     # -- where it begins ---------------------------------------------------------------------
 
     def start(self) -> None:
         """The state before the first step."""
-        self.state = initial_state(self.network, self.optimizer, self.config.seed)
+        self.state = initial_state(self.network, self.objective, self.optimizer, self.config.seed)
 
     def restore(self, directory: RunDirectory) -> None:
         """The newest checkpoint's state, or that of the start if the run was cut off before any.
@@ -160,7 +181,7 @@ class _Loop:
                     f"{self.config.steps}; ask for more"
                 )
             if step or ended:
-                like = state_shapes(self.network, self.optimizer)
+                like = state_shapes(self.network, self.objective, self.optimizer)
                 self.state, self.place = checkpoints.restore(like)
                 return
         self.start()
@@ -189,27 +210,24 @@ class _Loop:
         """One step of training, logged and shown. Returns its metrics."""
         config, started = self.config, time.perf_counter()
         step = int(self.state.step) + 1
-        data = self._questions_at(int(self.place["position"]))
-        prompts = pad_prompts(data.questions, data.ids, max_prompt_tokens=config.max_prompt_tokens)
-        completions: list[list[Completion]] = []
-        by_function: np.ndarray = np.zeros([0, 0, 0])
-        rewards: np.ndarray = np.zeros([0, 0])
-
-        def score(rollout: Rollout) -> jax.Array:
-            nonlocal completions, by_function, rewards
-            completions = decode_completions(rollout, self.network.tokenizer)
-            by_function = self._rewards_of(data.questions, completions, step)
-            rewards = weighted_sum(by_function, self.reward_weights)
-            return jnp.asarray(rewards, jnp.float32)
-
-        state, batch, updates = grpo_step(
+        groups = StepGroups(
+            self._questions_at,
+            int(self.place["position"]),
+            self.network.tokenizer,
+            lambda questions, completions: self._rewards_of(questions, completions, step),
+            reward_weights=self.reward_weights,
+            by_function="rewards_by_function" in self.objective.needs,
+            group_size=config.group_size,
+            max_prompt_tokens=config.max_prompt_tokens,
+        )
+        state, batch, updates, chosen = grpo_step(
             self.network.policy,
             self.objective,
             self.optimizer,
             self.state,
             ref_params,
-            prompts,
-            score,
+            groups.draw_prompts,
+            groups.score,
             group_size=config.group_size,
             sampling=self.sampling,
             num_minibatches=config.num_minibatches,
@@ -222,14 +240,15 @@ class _Loop:
             newest = self.checkpoints.latest()
             raise RunStopped(save_not_finite(self.directory.path, step, batch, updates, newest))
 
-        named = {name: by_function[:, :, k] for k, name in enumerate(self.rewards)}
+        rewards, completions = groups.rewards, groups.completions
+        named = {name: groups.by_function[:, :, k] for k, name in enumerate(self.rewards)}
         parsed = [[self.task.parse(row) is not None for row in group] for group in completions]
-        sampled = sum(row.num_tokens for group in completions for row in group)
+        num_sampled = groups.num_completion_tokens
         seconds = time.perf_counter() - started
         place = {
-            "position": data.position,
-            "num_dropped": self.place["num_dropped"] + data.num_dropped,
-            "num_tokens": self.place["num_tokens"] + sampled + sum(map(len, data.ids)),
+            "position": groups.position,
+            "num_dropped": self.place["num_dropped"] + groups.num_dropped,
+            "num_tokens": self.place["num_tokens"] + num_sampled + groups.num_prompt_tokens,
             "seconds": self.place["seconds"] + seconds,
         }
         found = {
@@ -237,15 +256,25 @@ class _Loop:
             **metrics.reward_metrics(rewards, named),
             **metrics.completion_metrics(completions, parsed),
             **metrics.update_metrics(updates),
+            **{f"{name}_coef": float(value) for name, value in state.coefs.items()},
             "learning_rate": float(np.asarray(self.schedule(step * len(updates) - 1))),
             "tokens/seen": place["num_tokens"],
             "prompts/dropped": place["num_dropped"],
             "step_time": seconds,
-            "tokens_per_second": sampled / seconds,
+            "tokens_per_second": num_sampled / seconds,
         }
-        advantages = np.asarray(batch.advantages)
-        groups = group_lines(step, data.questions, completions, named, rewards, advantages)
-        self.directory.append("completions.jsonl", groups)
+        if self.objective.max_sampling_rounds > 1:
+            found["dynamic_sampling/rounds"] = groups.num_phases
+        questions = groups.questions
+        trained_on = group_lines(
+            step,
+            [questions[i] for i in chosen],
+            [completions[i] for i in chosen],
+            {name: layer[chosen] for name, layer in named.items()},
+            rewards[chosen],
+            np.asarray(batch.advantages),
+        )
+        self.directory.append("completions.jsonl", trained_on)
         self.directory.append("metrics.jsonl", [found])
         self.state, self.place = state, place
 
@@ -253,7 +282,7 @@ class _Loop:
         if config.show_every and (step % config.show_every == 0 or step == 1):
             # The group that teaches most: the widest spread of rewards.
             shown = int(np.nan_to_num(rewards).std(axis=1).argmax())
-            self.console.group(data.questions[shown], completions[shown], rewards[shown])
+            self.console.group(questions[shown], completions[shown], rewards[shown])
         return found
 
     # -- held-out questions ------------------------------------------------------------------
@@ -363,8 +392,9 @@ class _Loop:
     def _train(self, first: int) -> str | None:
         """Steps up to the last one; the name of the signal that cut it short, if any."""
         config = self.config
+        frozen = self.objective.needs_reference and not self.objective.reference
         # Never shares a buffer with the state, which is donated.
-        ref_params = self.network.load() if self.objective.kl_coef else None
+        ref_params = self.network.load() if frozen else None
         history = self.directory.read("metrics.jsonl")
         if first < config.steps:
             self.console.say("training; the first step compiles ...", "dim")

@@ -6,7 +6,7 @@ import functools
 import jax
 import jax.numpy as jnp
 
-from grpo_jax.ops import draws
+from grpo_jax.ops import draws, support
 from grpo_jax.ops.log_probs import token_log_probs
 from grpo_jax.policy import Policy
 from grpo_jax.types import Params, Prompts, Rollout
@@ -23,6 +23,8 @@ class Sampling:
         top_k: keep the k likeliest tokens; 0 keeps all.
         top_p: keep the smallest set of likeliest tokens with this share of the probability.
         min_p: keep tokens at least this many times as likely as the likeliest.
+        keep_support: put on record which tokens could be drawn, V / 8 bytes a token, so that
+            training can renormalise over them (DeepSeek-V3.2, arXiv:2512.02556).
         stop_ids: all of the model's end tokens. The one drawn belongs to the completion.
         pad_id: written after the end; masks come from lengths, so it may equal an end token.
     """
@@ -32,6 +34,7 @@ class Sampling:
     top_k: int = 0
     top_p: float = 1.0
     min_p: float = 0.0
+    keep_support: bool = False
     stop_ids: tuple[int, ...] = ()
     pad_id: int = 0
 
@@ -46,6 +49,12 @@ class Sampling:
         for name, (holds, rule) in rules.items():
             if not holds:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be {rule}")
+        cuts = self.top_k > 0 or self.top_p < 1 or self.min_p > 0
+        if self.keep_support and not (cuts and self.temperature > 0):
+            raise ValueError(
+                "keep_support is True, but nothing is cut away that could be kept on record; set "
+                "top_k, top_p or min_p and a temperature above 0, or leave it out"
+            )
 
 
 def prompt_keys(key: jax.Array, first: jax.Array | int, num_prompts: int) -> jax.Array:
@@ -93,9 +102,11 @@ def sample_groups(
     def write(t, hidden, drawn, alive):
         """Draws token t of every row and writes those of the rows still alive."""
         logits = policy.unembed(params, hidden).astype(jnp.float32)
-        token, log_prob, log_mass = _draw(logits, row_keys, t, sampling)
+        token, log_prob, log_mass, kept = _draw(logits, row_keys, t, sampling)
         token = jnp.where(alive, token, sampling.pad_id)
-        values = (token, alive, jnp.where(alive, log_prob, 0.0), jnp.where(alive, log_mass, 0.0))
+        values = [token, alive, jnp.where(alive, log_prob, 0.0), jnp.where(alive, log_mass, 0.0)]
+        if sampling.keep_support:
+            values.append(support.pack(kept))
         drawn = tuple(x.at[:, :, t].set(v) for x, v in zip(drawn, values, strict=True))
         return drawn, alive & ~jnp.isin(token, stop_ids)
 
@@ -116,24 +127,30 @@ def sample_groups(
         jnp.zeros(shape, jnp.float32),
         jnp.zeros(shape, jnp.float32),
     )
+    if sampling.keep_support:
+        vocab_size = jax.eval_shape(policy.unembed, params, last_hidden).shape[-1]
+        drawn += (jnp.zeros((*shape, -(-vocab_size // 8)), jnp.uint8),)
     first_hidden = jnp.broadcast_to(last_hidden[:, None], (*shape[:2], last_hidden.shape[-1]))
     drawn, alive = write(0, first_hidden, drawn, jnp.ones(shape[:2], bool))
     if sampling.max_new_tokens > 1:
         carry = (jnp.int32(1), drawn, alive, cache)
         _, drawn, alive, _ = jax.lax.while_loop(unfinished, decode, carry)
-    completion, mask, log_probs, log_mass = drawn
-    return Rollout(prompts.tokens, prompts.mask, completion, mask, log_probs, log_mass, alive)
+    completion, mask, log_probs, log_mass, *kept = drawn
+    return Rollout(
+        prompts.tokens, prompts.mask, completion, mask, log_probs, log_mass, alive, *kept
+    )
 
 
 def _draw(
     logits: jax.Array, row_keys: jax.Array, t: jax.Array | int, sampling: Sampling
-) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Token t of each row [P, G], its log-probability as drawn, and the log mass of its support."""
+) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
+    """Token t of each row [P, G], its log-probability as drawn, the log mass of its support, and
+    that support [P, G, V] bool."""
     if sampling.temperature == 0:
         token = logits.argmax(axis=-1).astype(jnp.int32)
         certain = jnp.zeros(token.shape, jnp.float32)
         whole = token_log_probs(logits, token)
-        return token, certain, whole
+        return token, certain, whole, logits > -jnp.inf
     logits = logits / sampling.temperature
     kept = draws.keep_support(
         logits, top_k=sampling.top_k, top_p=sampling.top_p, min_p=sampling.min_p
@@ -141,4 +158,4 @@ def _draw(
     uniform = jax.vmap(jax.vmap(lambda key: jax.random.uniform(jax.random.fold_in(key, t))))
     token = draws.inverse_cdf(kept, uniform(row_keys))
     log_prob = token_log_probs(kept, token)
-    return token, log_prob, token_log_probs(logits, token) - log_prob
+    return token, log_prob, token_log_probs(logits, token) - log_prob, kept > -jnp.inf

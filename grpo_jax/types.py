@@ -45,6 +45,8 @@ class Rollout:
             was cut out and renormalised: 0 where nothing was cut. `sampler_log_probs +
             support_log_mass` is the log-probability under the whole distribution.
         truncated: [P, G] bool, ended by length and not by an end token.
+        support: [P, G, T, ceil(V / 8)] uint8, the tokens that could be drawn, one bit each
+            (`ops.support.pack`), or None where it was not kept.
     """
 
     prompt: jax.Array
@@ -54,6 +56,7 @@ class Rollout:
     sampler_log_probs: jax.Array
     support_log_mass: jax.Array
     truncated: jax.Array
+    support: jax.Array | None = None
 
 
 @jax.tree_util.register_dataclass
@@ -67,6 +70,8 @@ class Batch:
         old_log_probs: [P, G, T] float32, of the policy at the start of the update phase, or None:
             then the policy is still that one, and its own log-probabilities serve.
         ref_log_probs: [P, G, T] float32, of the reference, or None without a KL term.
+        mask: [P, G, T] bool, the completion mask less what the objective's selection left out, or
+            None where it leaves out nothing. Weights come from it.
         weights: [P, G, T] float32, how much each token counts in
             `loss = sum(weights * per_token_loss)`, or None: then they follow from this batch's
             mask. Filled in for the whole optimizer step before it is cut into micro-batches.
@@ -76,6 +81,7 @@ class Batch:
     advantages: jax.Array
     old_log_probs: jax.Array | None = None
     ref_log_probs: jax.Array | None = None
+    mask: jax.Array | None = None
     weights: jax.Array | None = None
 
 
@@ -89,9 +95,14 @@ class TrainState:
         opt_state: Optax's.
         step: int32 scalar, steps finished (one step is one phase of sampling and its updates).
         key: the base key, never consumed: step n uses what is folded in from n.
+        ref_params: the reference's parameters where the objective moves them, else None.
+        coefs: coefficients that follow a measurement (`kl`, `entropy`), float32 scalars; empty
+            where none does.
     """
 
     params: Params
     opt_state: Any
     step: jax.Array
     key: jax.Array
+    ref_params: Params | None = None
+    coefs: dict[str, jax.Array] = dataclasses.field(default_factory=dict)

@@ -8,7 +8,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from grpo_jax.objectives.base import Metrics, Objective
+from grpo_jax.objectives.base import Objective
+from grpo_jax.objectives.choices import call, function_of
+from grpo_jax.objectives.measures import Measures, combined, metrics
 from grpo_jax.policy import Policy, completion_log_probs
 from grpo_jax.types import Batch, Params, TrainState
 
@@ -44,9 +46,10 @@ def update(
     state: TrainState,
     batch: Batch,
     *,
+    key: jax.Array | None = None,
     temperature: float = 1.0,
     micro_batch_prompts: int = 0,
-) -> tuple[TrainState, Metrics]:
+) -> tuple[TrainState, Measures]:
     """One optimizer step on a (mini-)batch of whole groups.
 
     Args:
@@ -55,35 +58,63 @@ def update(
         optimizer: gradient clipping, schedule and all.
         state: its buffers are donated: use the returned one.
         batch: P groups, with weights of their own if they are a part of a larger step.
+        key: for an objective that draws random numbers.
         temperature: the sampler's.
         micro_batch_prompts: groups whose activations are held at once; 0 takes all. The result is
             the same up to rounding.
 
     Returns:
-        the new state, and metrics: `loss`, `grad_norm`, token means of the objective's diagnostics,
-        `entropy`, `sampler_mismatch/mean` and `/max`, and `finite`: whether loss and gradient
-        were. If not, the state is returned as it came, but for nothing.
+        the new state, and metrics: `loss`, `grad_norm`, the objective's measures, `entropy`,
+        `sampler_mismatch/mean` and `/max`, and `finite`: whether loss and gradient were. If not,
+        the state is returned as it came, but for nothing.
+
+    Raises:
+        ValueError: micro-batches with a surrogate that is a statistic of the whole step.
     """
-    mask = batch.rollout.completion_mask
+    num_prompts = batch.advantages.shape[0]
+    in_parts = 0 < micro_batch_prompts < num_prompts
+    if in_parts and objective.of_the_whole_step:
+        raise ValueError(
+            f"micro_batch_prompts is {micro_batch_prompts} of {num_prompts}, but "
+            f"{function_of(objective.surrogate).__name__} looks at all tokens of a step at once; "
+            "take 0, or smaller steps (num_minibatches)"
+        )
+    mask = batch.rollout.completion_mask if batch.mask is None else batch.mask
     if batch.weights is None:
         # From the mask of the whole step: parts of it then add up.
-        batch = dataclasses.replace(batch, weights=objective.weights(mask))
+        batch = dataclasses.replace(batch, weights=call(objective.weights, {"mask": mask}))
 
-    def loss_fn(params: Params, part: Batch) -> tuple[jax.Array, tuple[Metrics, Metrics]]:
-        log_probs, entropy = completion_log_probs(
-            policy, params, part.rollout, temperature=temperature, with_entropy=True
+    def loss_fn(params: Params, part: Batch) -> tuple[jax.Array, Measures]:
+        said = completion_log_probs(
+            policy,
+            params,
+            part.rollout,
+            temperature=temperature,
+            with_entropy=True,
+            entropy_gradient=objective.entropy_coef > 0,  # else for the record only
         )
-        loss, sums = objective.loss_and_sums(log_probs, part)
-        anchor = log_probs if part.old_log_probs is None else part.old_log_probs
-        drawn = part.rollout.sampler_log_probs + part.rollout.support_log_mass
+        loss, measured = objective.loss_and_measures(
+            said.log_probs,
+            part,
+            entropy=said.entropy,
+            support_log_mass=said.support_log_mass,
+            key=key,
+            coefs=state.coefs,
+        )
+        anchor = said.drawn if part.old_log_probs is None else part.old_log_probs
+        drawn = part.rollout.sampler_log_probs
+        if part.rollout.support is None:  # like to like: the whole distribution
+            drawn = drawn + part.rollout.support_log_mass
+        counted = part.rollout.completion_mask if part.mask is None else part.mask
         mismatch = jnp.where(part.rollout.completion_mask, jnp.abs(drawn - anchor), 0.0)
-        sums |= {"entropy": entropy.sum(), "sampler_mismatch/mean": mismatch.sum(), "loss": loss}
-        return loss, jax.lax.stop_gradient((sums, {"sampler_mismatch/max": mismatch.max()}))
+        measured |= {"entropy": jnp.where(counted, said.entropy, 0.0).sum()}
+        measured |= {"sampler_mismatch/mean": jnp.where(counted, mismatch, 0.0).sum()}
+        measured |= {"sampler_mismatch/max": mismatch.max(), "loss": loss}
+        return loss, jax.lax.stop_gradient(measured)
 
     grad_fn = jax.grad(loss_fn, has_aux=True)
-    num_prompts = mask.shape[0]
-    if not 0 < micro_batch_prompts < num_prompts:
-        grads, (sums, maxima) = grad_fn(state.params, batch)
+    if not in_parts:
+        grads, measured = grad_fn(state.params, batch)
     else:
         parts = _micro_batches(batch, micro_batch_prompts)
 
@@ -92,23 +123,20 @@ def update(
             return jax.tree.map(jnp.add, grads, new), aux
 
         zeros = jax.tree.map(jnp.zeros_like, state.params)
-        grads, (sums, maxima) = jax.lax.scan(accumulate, zeros, parts)
-        sums = jax.tree.map(lambda x: x.sum(axis=0), sums)
-        maxima = jax.tree.map(lambda x: x.max(axis=0), maxima)
+        grads, stacked = jax.lax.scan(accumulate, zeros, parts)
+        measured = combined(stacked)
 
-    tokens = jnp.maximum(sums.pop("tokens"), 1)
-    loss = sums.pop("loss")
-    metrics = {name: value / tokens for name, value in sums.items()} | maxima
-    metrics |= {"loss": loss, "grad_norm": optax.tree.norm(grads)}
-    metrics["finite"] = jnp.isfinite(loss) & jnp.isfinite(metrics["grad_norm"])
+    loss = measured.pop("loss")
+    found = metrics(measured) | {"loss": loss, "grad_norm": optax.tree.norm(grads)}
+    found["finite"] = jnp.isfinite(loss) & jnp.isfinite(found["grad_norm"])
     changes, opt_state = optimizer.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, changes)
     params, opt_state = jax.tree.map(
-        lambda new, old: jnp.where(metrics["finite"], new, old),
+        lambda new, old: jnp.where(found["finite"], new, old),
         (params, opt_state),
         (state.params, state.opt_state),
     )
-    return dataclasses.replace(state, params=params, opt_state=opt_state), metrics
+    return dataclasses.replace(state, params=params, opt_state=opt_state), found
 
 
 def _micro_batches(batch: Batch, size: int) -> Batch:

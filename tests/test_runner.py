@@ -17,7 +17,7 @@ import toys
 
 import grpo_jax
 from experiments import toy
-from grpo_jax import algorithm, runner, tasks
+from grpo_jax import algorithm, anchors, runner, tasks
 from grpo_jax.ops.advantages import group_normalize
 from grpo_jax.policy import completion_log_probs
 from grpo_jax.run_directory import RunDirectory
@@ -248,7 +248,7 @@ def test_one_update_needs_no_second_forward_and_no_kl_no_reference(
         batches.append(batch)
         return state, {"finite": jnp.array(True), "loss": jnp.array(0.0)}
 
-    monkeypatch.setattr(algorithm, "completion_log_probs", log_probs)
+    monkeypatch.setattr(anchors, "completion_log_probs", log_probs)
     monkeypatch.setattr(algorithm, "update", no_update)
     toys.run(tmp_path / "run", steps=1, network=dataclasses.replace(made, load=load), **fields)
     assert len(loads) == 1 + ("ref" in passes)
@@ -313,6 +313,10 @@ COMPLETION_KEYS = {
 }
 UPDATE_KEYS = {"loss", "grad_norm", "entropy", "sampler_mismatch/mean", "sampler_mismatch/max"}
 UPDATE_KEYS |= {"clip_ratio/low_mean", "clip_ratio/high_mean", "clip_ratio/region_mean"}
+UPDATE_KEYS |= {
+    f"clip_ratio/{x}_{y}_mean" for x in ("low", "high") for y in ("positive", "negative")
+}
+UPDATE_KEYS |= {"ratio/min", "ratio/max", "ratio/ess"}
 RUN_KEYS = {"step", "learning_rate", "tokens/seen", "prompts/dropped"}
 RUN_KEYS |= {"step_time", "tokens_per_second"}
 
@@ -320,7 +324,7 @@ RUN_KEYS |= {"step_time", "tokens_per_second"}
 @METHODS
 def test_every_step_logs_every_metric_and_the_sampler_agrees_with_the_scorer(fields, twenty):
     wanted = REWARD_KEYS | COMPLETION_KEYS | UPDATE_KEYS | RUN_KEYS
-    wanted |= {"kl"} if "kl_coef" in fields else set()
+    wanted |= {"kl", "kl/k1", "kl/k3"} if "kl_coef" in fields else set()
     found = toys.lines(twenty, "metrics.jsonl")
     assert [line["step"] for line in found] == [*range(1, 21)]
     for line in found:

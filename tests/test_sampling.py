@@ -49,16 +49,16 @@ def test_masks_end_with_the_first_stop_token():
 def test_sampler_and_scorer_agree_on_every_token(lengths, extra_width, temperature):
     prompts = networks.prompts(lengths, width=max(lengths) + extra_width)
     rollout = sample(prompts, dataclasses.replace(SAMPLING, temperature=temperature))
-    scored, _ = completion_log_probs(
+    scored = completion_log_probs(
         networks.POLICY, networks.params(), rollout, temperature=temperature
-    )
+    ).log_probs
     np.testing.assert_allclose(rollout.sampler_log_probs, scored, atol=2e-5)
 
 
 @pytest.mark.parametrize("support", [{"top_k": 5}, {"top_p": 0.6}, {"min_p": 0.3}])
 def test_what_was_cut_away_is_on_record(support):
     rollout = sample(networks.prompts(), dataclasses.replace(SAMPLING, **support))
-    scored, _ = completion_log_probs(networks.POLICY, networks.params(), rollout)
+    scored = completion_log_probs(networks.POLICY, networks.params(), rollout).log_probs
     whole = rollout.sampler_log_probs + rollout.support_log_mass
     np.testing.assert_allclose(whole, scored, atol=2e-5)
     assert (rollout.support_log_mass <= 1e-6).all()
@@ -69,7 +69,7 @@ def test_scores_equal_one_forward_pass_without_group_or_cache():
     """Prompt and completion as one plain sequence, each completion by itself."""
     prompts = networks.prompts()
     rollout = sample(prompts)
-    scored, _ = completion_log_probs(networks.POLICY, networks.params(), rollout)
+    scored = completion_log_probs(networks.POLICY, networks.params(), rollout).log_probs
 
     @jax.jit
     def last_log_probs(sequence, length):
@@ -93,7 +93,7 @@ def test_greedy_takes_the_likeliest_and_is_certain():
     assert not rollout.sampler_log_probs.any()
     cold = sample(networks.prompts(), dataclasses.replace(SAMPLING, top_k=1))
     np.testing.assert_array_equal(rollout.completion, cold.completion)
-    scored, _ = completion_log_probs(networks.POLICY, networks.params(), rollout)
+    scored = completion_log_probs(networks.POLICY, networks.params(), rollout).log_probs
     np.testing.assert_allclose(rollout.support_log_mass, scored, atol=2e-5)
 
 
@@ -186,5 +186,5 @@ def test_an_empty_prompt_mask_is_finite():
     """A group that fills up a micro-batch has no prompt at all."""
     prompts = Prompts(jnp.zeros([1, 4], jnp.int32), jnp.zeros([1, 4], bool))
     rollout = sample(prompts)
-    scored, _ = completion_log_probs(networks.POLICY, networks.params(), rollout)
+    scored = completion_log_probs(networks.POLICY, networks.params(), rollout).log_probs
     assert np.isfinite(scored).all()

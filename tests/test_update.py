@@ -39,9 +39,9 @@ def batch_of(objective, lengths=(5, 1, 3, 2, 4)):
     rewards = jax.random.normal(jax.random.key(2), rollout.truncated.shape)
     ref = old = None
     if objective.kl_coef:
-        old, _ = completion_log_probs(networks.POLICY, networks.params(1), rollout)
+        old = completion_log_probs(networks.POLICY, networks.params(1), rollout).log_probs
         old = rollout.sampler_log_probs + 0.05 * (old - rollout.sampler_log_probs)
-        ref, _ = completion_log_probs(networks.POLICY, networks.params(2), rollout)
+        ref = completion_log_probs(networks.POLICY, networks.params(2), rollout).log_probs
     return prepare(objective, rollout, rewards, old, ref)
 
 
@@ -77,8 +77,9 @@ def test_the_group_shared_gradient_is_that_of_repeated_prompts(name):
         own = jax.tree.map(alone, dataclasses.replace(weighed, rollout=None))
         fields = dataclasses.asdict(batch.rollout)
         prompt = {key: repeated(fields.pop(key)) for key in ("prompt", "prompt_mask")}
-        rollout = type(batch.rollout)(**prompt, **{k: alone(v) for k, v in fields.items()})
-        log_probs, _ = completion_log_probs(networks.POLICY, params, rollout)
+        alone_fields = {k: alone(v) for k, v in fields.items() if v is not None}
+        rollout = type(batch.rollout)(**prompt, **alone_fields)
+        log_probs = completion_log_probs(networks.POLICY, params, rollout).log_probs
         return objective.loss(log_probs, dataclasses.replace(own, rollout=rollout))
 
     loss, grads = jax.value_and_grad(repeated_loss)(networks.params())
@@ -111,7 +112,7 @@ def test_gradient_by_finite_differences():
     @jax.jit
     def loss(params):
         return objective.loss(
-            completion_log_probs(networks.POLICY, params, batch.rollout)[0], batch
+            completion_log_probs(networks.POLICY, params, batch.rollout).log_probs, batch
         )
 
     params = networks.params()
@@ -136,9 +137,9 @@ def test_metrics_of_a_first_update():
     assert metrics["sampler_mismatch/max"] <= 1e-4
     assert metrics["clip_ratio/region_mean"] == 0  # the ratio is 1
     assert "kl" not in metrics
-    _, entropies = completion_log_probs(
+    entropies = completion_log_probs(
         networks.POLICY, networks.params(), batch.rollout, with_entropy=True
-    )
+    ).entropy
     mask = batch.rollout.completion_mask
     np.testing.assert_allclose(metrics["entropy"], entropies.sum() / mask.sum(), rtol=1e-5)
 
@@ -192,7 +193,7 @@ def test_a_kl_term_needs_a_reference():
             OPTIMIZER,
             new_state(),
             None,
-            networks.prompts(),
+            lambda phase: networks.prompts(),
             score=lambda rollout: rollout.truncated.astype(jnp.float32),
             group_size=2,
             sampling=SAMPLING,

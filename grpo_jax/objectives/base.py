@@ -1,112 +1,380 @@
 """An objective: one field for each question that a paper of the family answers."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from grpo_jax.ops import ratios, surrogates
-from grpo_jax.types import Batch, Rollout
+from grpo_jax.objectives.choices import PLACES, Choice, call, check_names, function_of, names
+from grpo_jax.objectives.measures import Measures, measure
+from grpo_jax.ops import covariance, ratios, returns
+from grpo_jax.ops import kl as kl_ops
+from grpo_jax.ops import weights as weight_ops
+from grpo_jax.types import Batch
 
-Metrics = dict[str, jax.Array]
+# Sums over a sequence's tokens, under which a sequence's ratio counts once for each of its tokens.
+_SUM_OVER_TOKENS = {
+    weight_ops.token_mean,
+    weight_ops.token_mean_of_parts,
+    weight_ops.prompt_mean,
+    weight_ops.seq_mean_token_sum,
+}
+# Statistics of all tokens of an optimizer step: of a part of it they would be others.
+_OF_THE_WHOLE_STEP = {covariance.clip_cov, covariance.kl_cov}
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Objective:
-    """Choices that compose into `loss = sum(weights * (surrogate + kl_coef * kl))`.
+    """Choices that compose into `sum(weights * (corrections * surrogate + β kl - c entropy))`.
+
+    A choice is a function of named arrays, and is given those that its signature names
+    (`choices.PLACES` lists what there is in each place); settings are bound with
+    `functools.partial`. P prompts, G completions of each, T tokens.
 
     Attributes:
-        advantages: rewards [P, G] -> [P, G], or [P, G, T] for credit by token.
-        surrogate: (log_ratio [P, G, T], advantages [P, G, T or 1]) -> per-token losses [P, G, T].
-        weights: completion mask [P, G, T] of a whole optimizer step -> token weights [P, G, T].
-        log_ratio: (log_probs, old_log_probs, mask), all [P, G, T] -> [P, G, T].
-        kl: (log_probs, ref_log_probs) -> per-token estimates [P, G, T] in nats, or None.
+        advantages: rewards [P, G] (and what else it names) -> [P, G], or [P, G, T] by token.
+        surrogate: log_ratio or log_probs, advantages, ... -> per-token losses [P, G, T or 1].
+        weights: mask [P, G, T] of a whole optimizer step -> token weights [P, G, T].
+        log_ratio: log_probs, old_log_probs, mask -> [P, G, T or 1]; None where the surrogate takes
+            no ratio.
+        corrections: factors of the surrogate (not of KL or entropy) that answer for a sampler which
+            is not the policy at the start of the update; they are multiplied, without gradient.
+        select: rules mask -> mask, one after the other: which tokens have weight at all. Ratios and
+            group statistics still see the whole completions.
+        kl: log_probs, ref_log_probs, ... -> per-token estimates [P, G, T] in nats, or None.
         kl_coef: β. At 0 no reference is loaded and none is computed.
+        kl_in_reward: the KL is taken from the reward when the credit is computed (the advantages
+            name `token_penalty`), and the loss has no such term.
+        kl_controller: (coef, kl) -> coef, after each step; None keeps it.
+        reference: (ref_params, params, step) -> ref_params, after each step; None keeps the first.
+        entropy_coef: c of the entropy bonus, from the full distribution at each token.
+        entropy_controller: (coef, entropy) -> coef, after each step; None keeps it.
+        entropy_gate: (coef, entropy) -> what of it acts in the next step; None is all.
+        sampler_anchor: the ratio is that to the sampler's own report, and there is no other anchor.
+        length_weighted: asks for a sequence ratio under weights that sum over tokens, which counts
+            a sequence once for each of its tokens (LUSPO).
+        max_sampling_rounds: phases of sampling that a step may take to fill itself with groups
+            that have a signal; 1 takes the groups as they come.
 
     Raises:
-        ValueError: a negative coefficient, or one without an estimate.
+        ValueError: a combination that makes no sense, or a setting that breaks its rule; says why.
     """
 
-    advantages: Callable[[jax.Array], jax.Array]
-    surrogate: Callable[[jax.Array, jax.Array], jax.Array]
-    weights: Callable[[jax.Array], jax.Array]
-    log_ratio: Callable[[jax.Array, jax.Array, jax.Array], jax.Array] = ratios.token
-    kl: Callable[[jax.Array, jax.Array], jax.Array] | None = None
+    advantages: Choice
+    surrogate: Choice
+    weights: Choice
+    log_ratio: Choice | None = ratios.token
+    corrections: tuple[Choice, ...] = ()
+    select: tuple[Choice, ...] = ()
+    kl: Choice | None = None
     kl_coef: float = 0.0
+    kl_in_reward: bool = False
+    kl_controller: Callable[[jax.Array, jax.Array], jax.Array] | None = None
+    reference: Callable[[Any, Any, jax.Array], Any] | None = None
+    entropy_coef: float = 0.0
+    entropy_controller: Callable[[jax.Array, jax.Array], jax.Array] | None = None
+    entropy_gate: Callable[[jax.Array, jax.Array], jax.Array] | None = None
+    sampler_anchor: bool = False
+    length_weighted: bool = False
+    max_sampling_rounds: int = 1
 
     def __post_init__(self):
-        if not self.kl_coef >= 0:
-            raise ValueError(f"kl_coef is {self.kl_coef}; it must be 0 or more (0: no reference)")
-        if self.kl_coef and self.kl is None:
-            raise ValueError(f"kl_coef is {self.kl_coef} without an estimate; give kl=kl.k3")
+        for place, choices in self._choices().items():
+            for choice in choices:
+                check_names(place, choice)
+        self._check_kl()
+        self._check_ratio()
+        if not self.entropy_coef >= 0:
+            _refuse(f"entropy_coef is {self.entropy_coef}", "it must be 0 or more")
+        if self.entropy_controller and not self.entropy_coef:
+            _refuse("an entropy_controller with entropy_coef 0", "give the value to start from")
+        if self.entropy_gate and not self.entropy_controller:
+            _refuse("an entropy_gate without an entropy_controller", "give both")
+        if self.max_sampling_rounds < 1:
+            _refuse(
+                f"max_sampling_rounds is {self.max_sampling_rounds}",
+                "it must be at least 1, which takes the groups as they come",
+            )
+        self._try()
 
-    def loss(self, log_probs: jax.Array, batch: Batch) -> jax.Array:
+    # -- what it asks for ----------------------------------------------------------------------
+
+    def _choices(self) -> dict[str, tuple[Choice, ...]]:
+        """The choices in each place."""
+        found = {place: getattr(self, place) for place in PLACES}
+        return {
+            place: choice if isinstance(choice, tuple) else (choice,)
+            for place, choice in found.items()
+            if choice is not None
+        }
+
+    @property
+    def names_of_credit(self) -> frozenset[str]:
+        """Arrays that the credit and the selection look at, needed or not."""
+        return frozenset().union(*(names(choice) for choice in (self.advantages, *self.select)))
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """Arrays that `prepare` must be given beside the rollout, its rewards and the log-probs."""
+        choices = (self.advantages, *self.select)
+        required = frozenset().union(*(names(choice, required=True) for choice in choices))
+        given = {"rewards", "mask", "lengths", "truncated", "token_penalty", "advantages"}
+        needed = required - given
+        return needed | {"old_log_probs"} if self.kl_in_reward else needed
+
+    @property
+    def needs_old(self) -> bool:
+        """Whether credit or selection look at the policy that sampled, however many updates."""
+        return bool(self.needs & {"old_log_probs", "entropy", "sum_sq_probs"})
+
+    @property
+    def needs_reference(self) -> bool:
+        """Whether there is a KL term."""
+        return self.kl_coef > 0
+
+    @property
+    def compares_within_group(self) -> bool:
+        """Whether a group of one completion would have no signal."""
+        alone = names(self.advantages, required=True) & {"greedy_rewards", "values"}
+        return not alone and function_of(self.advantages) is not returns.reinforce_plus_plus
+
+    @property
+    def of_the_whole_step(self) -> bool:
+        """Whether the surrogate is a statistic of all tokens of an optimizer step."""
+        return function_of(self.surrogate) in _OF_THE_WHOLE_STEP
+
+    @property
+    def needs_key(self) -> bool:
+        """Whether the surrogate draws random numbers."""
+        return "key" in names(self.surrogate)
+
+    def initial_coefs(self) -> dict[str, jax.Array]:
+        """Coefficients that follow a measurement, as the state of a run begins with them."""
+        found = {}
+        if self.kl_controller:
+            found["kl"] = jnp.float32(self.kl_coef)
+        if self.entropy_controller:
+            found["entropy"] = found["entropy_acting"] = jnp.float32(self.entropy_coef)
+        return found
+
+    def adapted(
+        self, coefs: Mapping[str, jax.Array], measured: Mapping[str, jax.Array]
+    ) -> dict[str, jax.Array]:
+        """The coefficients after a step that measured `kl` and `entropy`."""
+        found = {}
+        if self.kl_controller:
+            found["kl"] = self.kl_controller(coefs["kl"], measured["kl"])
+        if self.entropy_controller:
+            entropy = measured["entropy"]
+            found["entropy"] = self.entropy_controller(coefs["entropy"], entropy)
+            gate = self.entropy_gate or (lambda coef, _: coef)
+            found["entropy_acting"] = gate(found["entropy"], entropy)
+        return {name: jnp.asarray(value, jnp.float32) for name, value in found.items()}
+
+    # -- the loss ------------------------------------------------------------------------------
+
+    def loss(
+        self,
+        log_probs: jax.Array,
+        batch: Batch,
+        *,
+        entropy: jax.Array | None = None,
+        support_log_mass: jax.Array | None = None,
+        key: jax.Array | None = None,
+        coefs: Mapping[str, jax.Array] | None = None,
+    ) -> jax.Array:
         """The scalar to minimise.
 
         Args:
             log_probs: [P, G, T] float, of the policy being trained; gradients flow through these.
             batch: what `prepare` made, or a part of it that carries the whole's weights.
+            entropy: [P, G, T] float, of the full distribution; needed with an entropy bonus.
+            support_log_mass: [P, G, T] float, log of the probability of the support that was
+                sampled from and is kept; ratios then compare distributions on that support, the
+                KL term still the whole ones.
+            key: for a surrogate that draws random numbers.
+            coefs: as controllers have left them, see `initial_coefs`.
 
         Returns:
-            scalar float32: sum over tokens of weight times per-token loss. Values of padding, NaN
-            included, change neither it nor its gradient.
-        """
-        return self.loss_and_sums(log_probs, batch)[0]
+            scalar float32 (float64 for float64 input): sum over tokens of weight times per-token
+            loss. Values of padding, NaN included, change neither it nor its gradient.
 
-    def loss_and_sums(self, log_probs: jax.Array, batch: Batch) -> tuple[jax.Array, Metrics]:
-        """The loss, and sums over counting tokens of what is worth watching ("tokens" is their
-        number), which add up over micro-batches."""
-        mask = batch.rollout.completion_mask
-        weights = self.weights(mask) if batch.weights is None else batch.weights
-        old = batch.old_log_probs
-        old = jax.lax.stop_gradient(log_probs) if old is None else old
-        log_ratio = self.log_ratio(log_probs, old, mask)
-        losses = self.surrogate(log_ratio, batch.advantages)
-        low, high = surrogates.clip_sides(
-            self.surrogate, jax.lax.stop_gradient(log_ratio), batch.advantages
-        )
-        values = {"clip_ratio/low_mean": low, "clip_ratio/high_mean": high}
-        values["clip_ratio/region_mean"] = low | high
-        if self.kl is not None and self.kl_coef:
-            if batch.ref_log_probs is None:
+        Raises:
+            ValueError: something it needs is not given.
+        """
+        return self.loss_and_measures(
+            log_probs,
+            batch,
+            entropy=entropy,
+            support_log_mass=support_log_mass,
+            key=key,
+            coefs=coefs,
+        )[0]
+
+    def loss_and_measures(
+        self,
+        log_probs: jax.Array,
+        batch: Batch,
+        *,
+        entropy: jax.Array | None = None,
+        support_log_mass: jax.Array | None = None,
+        key: jax.Array | None = None,
+        coefs: Mapping[str, jax.Array] | None = None,
+    ) -> tuple[jax.Array, Measures]:
+        """The loss, and what is worth watching beside it, in a form that adds up over parts."""
+        rollout, coefs = batch.rollout, coefs or {}
+        mask = rollout.completion_mask
+        counted = mask if batch.mask is None else batch.mask
+        weights = call(self.weights, {"mask": counted}) if batch.weights is None else batch.weights
+        # Masked first: junk in the padding must not reach exp, nor its gradient.
+        whole = jnp.where(mask, log_probs, 0.0)
+        drawn = whole
+        if support_log_mass is not None:
+            drawn = whole - jnp.where(mask, support_log_mass, 0.0)
+        if self.sampler_anchor:
+            old = rollout.sampler_log_probs
+        else:
+            old = batch.old_log_probs
+        old = jax.lax.stop_gradient(drawn) if old is None else jnp.where(mask, old, 0.0)
+        arrays = {
+            "old_log_probs": old,
+            "sampler_log_probs": jnp.where(mask, rollout.sampler_log_probs, 0.0),
+            "advantages": batch.advantages,
+            "mask": mask,
+            "key": key,
+        }
+
+        def policy_term(drawn: jax.Array) -> jax.Array:
+            given = arrays | {"log_probs": drawn}
+            if self.log_ratio is not None:
+                given["log_ratio"] = call(self.log_ratio, given)
+                if given["log_ratio"].shape[-1] < batch.advantages.shape[-1]:
+                    _refuse(
+                        "advantages by token with one ratio for the sequence",
+                        "take log_ratio=ratios.sequence_token, which has the same value",
+                    )
+            return call(self.surrogate, given)
+
+        losses = policy_term(drawn)
+        for correction in self.corrections:
+            factor = call(correction, arrays | {"log_probs": jax.lax.stop_gradient(drawn)})
+            losses = losses * jax.lax.stop_gradient(factor)
+        token_log_ratio = ratios.token(drawn, old, mask)
+        estimates = {}
+        if batch.ref_log_probs is not None:
+            ref = jnp.where(mask, batch.ref_log_probs, 0.0)
+            pair = {"log_probs": whole, "ref_log_probs": ref}
+            estimates = {"kl/k1": kl_ops.k1(**pair), "kl/k3": kl_ops.k3(**pair)}
+            if self.kl is not None:
+                given = pair | {"token_log_ratio": token_log_ratio, "mask": mask}
+                estimates["kl"] = call(self.kl, given)
+        if self.kl_coef and not self.kl_in_reward:
+            if "kl" not in estimates:
                 raise ValueError(
                     f"kl_coef is {self.kl_coef}, but the batch holds no ref_log_probs; "
                     "compute them with completion_log_probs under the reference's parameters"
                 )
-            # Masked first: junk in the padding must not reach exp, nor its gradient.
-            kl = self.kl(jnp.where(mask, log_probs, 0.0), jnp.where(mask, batch.ref_log_probs, 0.0))
-            losses += self.kl_coef * kl
-            values["kl"] = kl
-        sums = {name: jnp.sum(jnp.where(mask, value, 0)) for name, value in values.items()}
-        sums["tokens"] = mask.sum()
-        return jnp.sum(weights * jnp.where(mask, losses, 0.0)), jax.lax.stop_gradient(sums)
+            losses = losses + coefs.get("kl", self.kl_coef) * estimates["kl"]
+        if self.entropy_coef:
+            if entropy is None:
+                raise ValueError(
+                    f"entropy_coef is {self.entropy_coef}, but there is no entropy [P, G, T]; "
+                    "completion_log_probs(..., with_entropy=True, entropy_gradient=True) has it"
+                )
+            bonus = coefs.get("entropy_acting", self.entropy_coef) * jnp.where(mask, entropy, 0.0)
+            losses = losses - bonus
+        # A factor of weight 0 does not take away an infinite loss: what is not counted is cut out.
+        loss = jnp.sum(weights * jnp.where(counted, losses, 0.0))
+        region = policy_term if names(self.surrogate) & {"log_ratio", "old_log_probs"} else None
+        found = measure(counted, drawn, token_log_ratio, batch.advantages, region, estimates)
+        return loss, jax.lax.stop_gradient(found)
+
+    # -- refusals ------------------------------------------------------------------------------
+
+    def _check_kl(self) -> None:
+        if not self.kl_coef >= 0:
+            _refuse(f"kl_coef is {self.kl_coef}", "it must be 0 or more (0: no reference)")
+        if self.kl_coef and self.kl is None:
+            _refuse(f"kl_coef is {self.kl_coef} without an estimate", "give kl=kl.k3")
+        if not self.kl_coef:
+            for name in ("kl_controller", "reference", "kl_in_reward"):
+                if getattr(self, name):
+                    _refuse(f"{name} with kl_coef 0", "there is no reference that it would act on")
+        if not self.kl_in_reward:
+            return
+        named = names(self.advantages)
+        if "token_penalty" not in named:
+            credit = function_of(self.advantages).__name__
+            why = "would leave it out"
+            if named & {"values", "greedy_rewards"}:
+                why = "compares with a value of rewards that are free of it"
+            _refuse(
+                f"a KL in the reward, but {credit} {why}",
+                "take a credit rule that names token_penalty, or kl_in_reward=False",
+            )
+        if self.kl is not None and "token_log_ratio" in names(self.kl):
+            _refuse(
+                "a ratio-corrected KL in the reward",
+                "its gradient flows through the ratio, and a reward has none: take kl.k1",
+            )
+
+    def _check_ratio(self) -> None:
+        surrogate = function_of(self.surrogate).__name__
+        takes = "log_ratio" in names(self.surrogate)
+        if takes and self.log_ratio is None:
+            _refuse(f"{surrogate} without a log_ratio", "give ratios.token or ratios.sequence")
+        if not takes and self.log_ratio is not None:
+            _refuse(
+                f"{surrogate} takes no log_ratio: {function_of(self.log_ratio).__name__} would be "
+                "ignored",
+                "give log_ratio=None",
+            )
+        by_sequence = self.log_ratio is not None and function_of(self.log_ratio) in {
+            ratios.sequence,
+            ratios.sequence_token,
+        }
+        by_length = by_sequence and function_of(self.weights) in _SUM_OVER_TOKENS
+        if by_length and not self.length_weighted:
+            _refuse(
+                f"a sequence ratio under {function_of(self.weights).__name__} counts a sequence "
+                "once for each of its tokens",
+                "take weights.seq_mean_token_mean, or ask for it with length_weighted=True",
+            )
+        if self.length_weighted and not by_length:
+            _refuse(
+                "length_weighted without a sequence ratio under weights that sum over tokens",
+                "leave it out",
+            )
+        if self.sampler_anchor and self.corrections:
+            drift = {"old_log_probs", "sampler_log_probs"}
+            for correction in self.corrections:
+                if drift <= names(correction):
+                    _refuse(
+                        f"sampler_anchor with {function_of(correction).__name__}",
+                        "the ratio is that to the sampler already, and would count twice",
+                    )
+
+    def _try(self) -> None:
+        """Traces the loss on two groups of two, so that a setting breaks its rule here and now."""
+        shape = (2, 2, 2)
+        logits = jax.ShapeDtypeStruct(shape, jnp.float32)
+        mask = jax.ShapeDtypeStruct(shape, jnp.bool_)
+        credit = jax.ShapeDtypeStruct((2, 2, 1), jnp.float32)
+
+        def loss(log_probs, mask, credit, key):
+            arrays = dict.fromkeys(("log_probs", "old_log_probs", "ref_log_probs"), log_probs)
+            arrays |= {"sampler_log_probs": log_probs, "advantages": credit, "mask": mask}
+            arrays |= {"key": key, "token_log_ratio": log_probs}
+            if self.log_ratio is not None:
+                arrays["log_ratio"] = call(self.log_ratio, arrays)
+            found = [call(self.surrogate, arrays)]
+            found += [call(correction, arrays) for correction in self.corrections]
+            return found + ([call(self.kl, arrays)] if self.kl is not None else [])
+
+        jax.eval_shape(loss, logits, mask, credit, jax.eval_shape(lambda: jax.random.key(0)))
 
 
-def prepare(
-    objective: Objective,
-    rollout: Rollout,
-    rewards: jax.Array,
-    old_log_probs: jax.Array | None = None,
-    ref_log_probs: jax.Array | None = None,
-) -> Batch:
-    """Rewards [P, G] -> advantages within each group, and all that the loss needs beside them.
-
-    Args:
-        objective: its `advantages` rule is applied.
-        rollout: P groups of G completions.
-        rewards: [P, G] float, NaN where a completion has none.
-        old_log_probs: [P, G, T] float, or None when there is one update only.
-        ref_log_probs: [P, G, T] float, or None without a KL term.
-
-    Raises:
-        ValueError: rewards of another shape than [P, G].
-    """
-    if rewards.shape != rollout.truncated.shape:
-        raise ValueError(
-            f"rewards have shape {rewards.shape}; the rollout has [P, G] = "
-            f"{rollout.truncated.shape} completions, one reward each"
-        )
-    advantages = objective.advantages(rewards)
-    advantages = advantages[..., None] if advantages.ndim == 2 else advantages
-    return Batch(rollout, advantages, old_log_probs, ref_log_probs)
+def _refuse(what: str, way_out: str) -> None:
+    raise ValueError(f"{what}; {way_out}")

@@ -1,9 +1,10 @@
-"""GRPO with outcome supervision. DeepSeekMath, arXiv:2402.03300, section 4.1."""
+"""GRPO with outcome and with process supervision. DeepSeekMath, arXiv:2402.03300, section 4.1."""
 
+import dataclasses
 from functools import partial
 
 from grpo_jax.objectives.base import Objective
-from grpo_jax.ops import advantages, kl, ratios, surrogates, weights
+from grpo_jax.ops import advantages, kl, ratios, returns, surrogates, weights
 
 
 def grpo(*, clip_eps: float = 0.2, kl_coef: float = 0.04) -> Objective:
@@ -21,6 +22,7 @@ def grpo(*, clip_eps: float = 0.2, kl_coef: float = 0.04) -> Objective:
         kl_coef: β, the paper's 0.04. At 0 there is no reference.
 
     Choices where the paper is silent: std divides by G, and 1e-6 is added to it.
+    Run: G = 64, one update a step, learning rate 1e-6, 1024 tokens.
     """
     return Objective(
         advantages=advantages.group_normalize,
@@ -30,3 +32,18 @@ def grpo(*, clip_eps: float = 0.2, kl_coef: float = 0.04) -> Objective:
         kl=kl.k3,
         kl_coef=kl_coef,
     )
+
+
+def grpo_process(*, clip_eps: float = 0.2, kl_coef: float = 0.04) -> Objective:
+    """GRPO with process supervision: rewards of steps, to go from each token.
+
+        A_{i,t} = Σ_{j: e_{i,j} ≥ t} (r_{i,j} - mean(R)) / std(R)              (section 4.1.3)
+
+    with R all step rewards of the group together and e_{i,j} the last token of step j; all else as
+    in `grpo`. https://arxiv.org/abs/2402.03300
+
+    `prepare` wants `step_rewards` and `step_ends`. Choices: those of
+    `ops.returns.process_supervision`; tokens behind the last step get 0.
+    """
+    outcome = grpo(clip_eps=clip_eps, kl_coef=kl_coef)
+    return dataclasses.replace(outcome, advantages=returns.process_supervision)

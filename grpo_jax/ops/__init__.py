@@ -1,5 +1,61 @@
-"""The mathematics: arrays in, arrays out. Needs jax and chex, and nothing else of ours."""
+"""The mathematics: arrays in, arrays out. Needs jax and chex, and nothing else of ours.
 
-from grpo_jax.ops import advantages, draws, kl, log_probs, ratios, selection, surrogates, weights
+credit          advantages, batch_advantages, pass_at_k, returns, values, whitening
+ratio           ratios
+trust region    surrogates, sequence_surrogates, divergence_masks, covariance, regression
+token weights   weights
+KL, entropy     kl, log_probs, controllers, references
+sampler         corrections, support, draws
+selection       selection
+to watch        diagnostics
+"""
 
-__all__ = ["advantages", "draws", "kl", "log_probs", "ratios", "selection", "surrogates", "weights"]
+from grpo_jax.ops import (
+    advantages,
+    batch_advantages,
+    controllers,
+    corrections,
+    covariance,
+    diagnostics,
+    divergence_masks,
+    draws,
+    kl,
+    log_probs,
+    pass_at_k,
+    ratios,
+    references,
+    regression,
+    returns,
+    selection,
+    sequence_surrogates,
+    support,
+    surrogates,
+    values,
+    weights,
+    whitening,
+)
+
+__all__ = [
+    "advantages",
+    "batch_advantages",
+    "controllers",
+    "corrections",
+    "covariance",
+    "diagnostics",
+    "divergence_masks",
+    "draws",
+    "kl",
+    "log_probs",
+    "pass_at_k",
+    "ratios",
+    "references",
+    "regression",
+    "returns",
+    "selection",
+    "sequence_surrogates",
+    "support",
+    "surrogates",
+    "values",
+    "weights",
+    "whitening",
+]

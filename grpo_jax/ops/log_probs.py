@@ -1,10 +1,13 @@
 """What a distribution says of given tokens: log-probabilities and entropies, float32 inside."""
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import chex
 import jax
 import jax.numpy as jnp
+
+from grpo_jax.ops import support as supports
 
 
 def token_log_probs(logits: jax.Array, tokens: jax.Array) -> jax.Array:
@@ -39,7 +42,8 @@ def entropy(logits: jax.Array) -> jax.Array:
         logits: [..., V] float; -inf takes a token out of the support.
 
     Returns:
-        [...] float32 (float64 for float64 input), in nats; between 0 and log V.
+        [...] float32 (float64 for float64 input), in nats; between 0 and log V. The gradient is
+        -p_v (log p_v + H), and 0 for tokens outside the support.
 
     Raises:
         AssertionError: while tracing, unless `logits` is a float array.
@@ -49,6 +53,8 @@ def entropy(logits: jax.Array) -> jax.Array:
     """
     chex.assert_type(logits, float)
     logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
+    # A difference of two numbers of the size of the logits: shifted, both are small.
+    logits -= jax.lax.stop_gradient(logits.max(axis=-1, keepdims=True))
     probs = jax.nn.softmax(logits, axis=-1)
     # 0 · -inf is NaN: outside the support a token adds nothing.
     return jax.nn.logsumexp(logits, axis=-1) - jnp.sum(
@@ -56,15 +62,65 @@ def entropy(logits: jax.Array) -> jax.Array:
     )
 
 
+def sum_sq_probs(logits: jax.Array) -> jax.Array:
+    """Σ_v softmax(logits)_v²: the probability that two draws are the same token.
+
+    Args:
+        logits: [..., V] float; -inf takes a token out of the support.
+
+    Returns:
+        [...] float32 (float64 for float64 input), between 1 / V and 1.
+
+    Raises:
+        AssertionError: while tracing, unless `logits` is a float array.
+
+    Reference: the optimal token baseline, arXiv:2602.07078, needs it: with π that of the token,
+    1 - 2 π + Σ_v π_v² is the squared length of the gradient of log π in the logits.
+
+    >>> sum_sq_probs(jnp.zeros([1, 4])).tolist()
+    [0.25]
+    """
+    chex.assert_type(logits, float)
+    logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
+    return jnp.square(jax.nn.softmax(logits, axis=-1)).sum(axis=-1)
+
+
+class TokenStats(NamedTuple):
+    """What `chunked` says of each token; None for what was not asked.
+
+    Attributes:
+        log_probs: [...] log-probabilities in nats, under the whole distribution.
+        entropy: [...] in nats; gradients flow through it only if asked.
+        sum_sq_probs: [...], without gradient (it is for a baseline).
+        support_log_mass: [...] in nats, the log of the probability of the token's support;
+            `log_probs - support_log_mass` is renormalised over it.
+    """
+
+    log_probs: jax.Array
+    entropy: jax.Array | None = None
+    sum_sq_probs: jax.Array | None = None
+    support_log_mass: jax.Array | None = None
+
+    @property
+    def drawn(self) -> jax.Array:
+        """[...] log-probabilities under what was drawn from: renormalised where it was kept."""
+        if self.support_log_mass is None:
+            return self.log_probs
+        return self.log_probs - self.support_log_mass
+
+
 def chunked(
     unembed: Callable[[jax.Array], jax.Array],
     hidden: jax.Array,
     tokens: jax.Array,
     *,
+    support: jax.Array | None = None,
     chunk_tokens: int = 512,
     with_entropy: bool = False,
-) -> tuple[jax.Array, jax.Array | None]:
-    """Token log-probabilities (and entropies) without ever holding all logits.
+    entropy_gradient: bool = False,
+    with_sum_sq_probs: bool = False,
+) -> TokenStats:
+    """Token log-probabilities, and what else is asked, without ever holding all logits.
 
     The head runs on `chunk_tokens` tokens at a time; the backward pass computes each chunk's
     logits again, so that memory grows with the chunk and not with the batch.
@@ -73,42 +129,62 @@ def chunked(
         unembed: [N, D] -> [N, V] float logits, temperature included.
         hidden: [..., D] float, the state that predicts each token.
         tokens: [...] int, the tokens predicted.
+        support: [..., ceil(V / 8)] uint8, what each token was drawn from (`support.pack`), for
+            `support_log_mass`.
         chunk_tokens: tokens whose logits are held at once; chunk_tokens · V · 4 bytes.
-        with_entropy: also the entropy of each distribution, which no gradient flows through.
+        with_entropy: also the entropy of each distribution.
+        entropy_gradient: let gradients flow through the entropy, as an entropy bonus needs.
+        with_sum_sq_probs: also Σ_v π_v² of each distribution.
 
     Returns:
-        [...] float32 log-probabilities in nats, and [...] float32 entropies or None.
+        float32 arrays [...] (float64 for float64 logits).
 
     Raises:
         AssertionError: while tracing, unless the shapes and types are these.
+        ValueError: a gradient of the entropy without the entropy.
 
     >>> hidden, tokens = jnp.eye(3), jnp.arange(3)
-    >>> log_probs, _ = chunked(lambda h: h, hidden, tokens, chunk_tokens=2)
-    >>> bool(jnp.allclose(log_probs, token_log_probs(hidden, tokens)))
+    >>> stats = chunked(lambda h: h, hidden, tokens, chunk_tokens=2)
+    >>> bool(jnp.allclose(stats.log_probs, token_log_probs(hidden, tokens)))
     True
     """
     chex.assert_type([hidden, tokens], [float, int])
     chex.assert_shape(tokens, hidden.shape[:-1])
+    if entropy_gradient and not with_entropy:
+        raise ValueError("entropy_gradient is True without an entropy; set with_entropy=True")
     shape = tokens.shape
-    hidden, tokens = hidden.reshape(-1, hidden.shape[-1]), tokens.reshape(-1)
+    rows = (hidden, tokens[..., None])
+    if support is not None:
+        chex.assert_type(support, jnp.uint8)
+        chex.assert_shape(support, (*shape, None))
+        rows = (*rows, support)
+    rows = tuple(x.reshape(-1, x.shape[-1]) for x in rows)
     count = tokens.size
 
     @jax.checkpoint
-    def head(chunk: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array | None]:
-        logits = unembed(chunk[0])
-        entropies = entropy(jax.lax.stop_gradient(logits)) if with_entropy else None
-        return token_log_probs(logits, chunk[1]), entropies
+    def head(chunk: tuple[jax.Array, ...]) -> TokenStats:
+        logits, token = unembed(chunk[0]), chunk[1][:, 0]
+        constant = jax.lax.stop_gradient(logits)
+        log_mass = None
+        if support is not None:
+            kept = supports.unpack(chunk[2], size=logits.shape[-1])
+            log_mass = supports.log_mass(logits, kept, token)
+        return TokenStats(
+            token_log_probs(logits, token),
+            entropy(logits if entropy_gradient else constant) if with_entropy else None,
+            sum_sq_probs(constant) if with_sum_sq_probs else None,
+            log_mass,
+        )
 
     if count <= chunk_tokens:
-        log_probs, entropies = head((hidden, tokens))
+        stats = head(rows)
     else:
         # Chunks of equal size as near to chunk_tokens as the count allows; few padded tokens.
         num_chunks = -(-count // chunk_tokens)
         width = -(-count // num_chunks)
         padding = num_chunks * width - count
-        hidden = jnp.pad(hidden, ((0, padding), (0, 0))).reshape(num_chunks, width, -1)
-        tokens = jnp.pad(tokens, (0, padding)).reshape(num_chunks, width)
-        log_probs, entropies = jax.tree.map(
-            lambda x: x.reshape(-1)[:count], jax.lax.map(head, (hidden, tokens))
+        chunks = tuple(
+            jnp.pad(x, ((0, padding), (0, 0))).reshape(num_chunks, width, -1) for x in rows
         )
-    return jax.tree.map(lambda x: x.reshape(shape), (log_probs, entropies))
+        stats = jax.tree.map(lambda x: x.reshape(-1)[:count], jax.lax.map(head, chunks))
+    return jax.tree.map(lambda x: x.reshape(shape), stats)

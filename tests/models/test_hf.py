@@ -63,7 +63,7 @@ def test_grouped_scoring_and_cached_decoding_are_the_same_function(name):
     rollout = Rollout(
         prompt, prompt_mask, completion, filler == 0, filler, filler, jnp.zeros([1, 3], bool)
     )
-    scored, _ = completion_log_probs(policy, params, rollout)
+    scored = completion_log_probs(policy, params, rollout).log_probs
     np.testing.assert_allclose(scored[0], np.broadcast_to(wanted, [3, 13]), atol=1e-4)
     prefix, _ = policy.prefill(params, prompt, prompt_mask)
     cache = policy.init_cache(prefix, 3, 12)

@@ -63,7 +63,7 @@ def test_sampler_and_scorer_agree_whatever_the_company(model):
         rollout = sample(
             model, chosen, group_size=group_size, max_new_tokens=8, temperature=1.0, width=width
         )
-        scored, _ = completion_log_probs(network.policy, params, rollout)
+        scored = completion_log_probs(network.policy, params, rollout).log_probs
         assert float(jnp.abs(scored - rollout.sampler_log_probs).max()) <= 1e-4
 
 

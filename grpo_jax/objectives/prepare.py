@@ -1,0 +1,121 @@
+"""Rewards -> advantages within each group, and all that the loss needs beside them."""
+
+from collections.abc import Mapping
+
+import jax
+import jax.numpy as jnp
+
+from grpo_jax.objectives.base import Objective
+from grpo_jax.objectives.choices import call, function_of
+from grpo_jax.ops import advantages as credit_ops
+from grpo_jax.types import Batch, Rollout
+
+
+def prepare(
+    objective: Objective,
+    rollout: Rollout,
+    rewards: jax.Array,
+    old_log_probs: jax.Array | None = None,
+    ref_log_probs: jax.Array | None = None,
+    *,
+    reward_weights: jax.Array | None = None,
+    greedy_rewards: jax.Array | None = None,
+    step_rewards: jax.Array | None = None,
+    step_ends: jax.Array | None = None,
+    values: jax.Array | None = None,
+    entropy: jax.Array | None = None,
+    sum_sq_probs: jax.Array | None = None,
+    coefs: Mapping[str, jax.Array] | None = None,
+) -> Batch:
+    """Applies an objective's credit and selection to scored groups.
+
+    Args:
+        objective: its `advantages` and `select` rules are applied. What they do not name is not to
+            be given.
+        rollout: P groups of G completions.
+        rewards: [P, G] float, NaN where a completion has none; or [P, G, K], one layer for each
+            reward function, NaN where it does not apply: rules that name `rewards` then see the
+            weighted sum.
+        old_log_probs: [P, G, T] float, or None when there is one update only.
+        ref_log_probs: [P, G, T] float, or None without a KL term.
+        reward_weights: [K] float, of [P, G, K] rewards; None is one each.
+        greedy_rewards: [P] float, of each prompt's greedy completion (ReMax).
+        step_rewards: [P, G, J] float, NaN: no such step (process supervision).
+        step_ends: [P, G, J] int, index of each step's last token.
+        values: [P, G, T] float, a critic's (PPO).
+        entropy: [P, G, T] float, of the policy that sampled (top-entropy tokens).
+        sum_sq_probs: [P, G, T] float, Σ π² over the vocabulary (optimal token baseline).
+        coefs: `kl` as a controller has left it, for a KL in the reward.
+
+    Raises:
+        ValueError: arrays of other shapes, one that is missing, or one that would be ignored.
+    """
+    shape = rollout.truncated.shape
+    if rewards.shape[: len(shape)] != shape or rewards.ndim > len(shape) + 1:
+        raise ValueError(
+            f"rewards have shape {rewards.shape}; the rollout has [P, G] = {shape} completions, "
+            "one reward each, or K of them in a last axis"
+        )
+    extra = {
+        "greedy_rewards": greedy_rewards,
+        "step_rewards": step_rewards,
+        "step_ends": step_ends,
+        "values": values,
+        "entropy": entropy,
+        "sum_sq_probs": sum_sq_probs,
+    }
+    _check_extra(objective, extra, old_log_probs, ref_log_probs)
+    mask = rollout.completion_mask
+    arrays = extra | {"mask": mask, "truncated": rollout.truncated, "old_log_probs": old_log_probs}
+    arrays["lengths"] = mask.sum(axis=-1)
+    if rewards.ndim > len(shape):
+        if reward_weights is None:
+            reward_weights = jnp.ones(rewards.shape[-1:], rewards.dtype)
+        arrays |= {"rewards_by_function": rewards, "reward_weights": reward_weights}
+        rewards = credit_ops.weighted_sum(rewards, reward_weights)
+    elif reward_weights is not None:
+        raise ValueError(
+            "reward_weights belong to rewards [P, G, K]; these are [P, G]: leave them out"
+        )
+    arrays["rewards"] = rewards
+    if objective.kl_in_reward and objective.kl is not None:
+        coef = (coefs or {}).get("kl", objective.kl_coef)
+        pair = {"log_probs": old_log_probs, "ref_log_probs": ref_log_probs}
+        hidden = {name: jnp.where(mask, x, 0.0) for name, x in pair.items()}
+        arrays["token_penalty"] = coef * call(objective.kl, hidden | {"mask": mask})
+    advantages = call(objective.advantages, arrays)
+    advantages = advantages[..., None] if advantages.ndim == len(shape) else advantages
+    counted = mask
+    for rule in objective.select:
+        counted = call(rule, arrays | {"mask": counted, "advantages": advantages})
+    return Batch(
+        rollout,
+        jax.lax.stop_gradient(advantages),
+        old_log_probs,
+        ref_log_probs,
+        counted if objective.select else None,
+    )
+
+
+def _check_extra(
+    objective: Objective,
+    extra: Mapping[str, jax.Array | None],
+    old_log_probs: jax.Array | None,
+    ref_log_probs: jax.Array | None,
+) -> None:
+    """Raises ValueError for an array that is missing, or that nothing would look at."""
+    there = {name for name, array in extra.items() if array is not None}
+    there |= {"old_log_probs"} if old_log_probs is not None else set()
+    missing = objective.needs - there - {"rewards_by_function", "reward_weights"}
+    if objective.kl_in_reward and ref_log_probs is None:
+        missing |= {"ref_log_probs"}
+    if missing:
+        raise ValueError(
+            f"{function_of(objective.advantages).__name__} (or a selection rule) needs "
+            f"{', '.join(sorted(missing))}; give prepare what it names"
+        )
+    ignored = sorted(there - objective.names_of_credit - {"old_log_probs"})
+    if ignored:
+        raise ValueError(
+            f"this objective looks at no {ignored[0]}; leave it out, or take one that does"
+        )
