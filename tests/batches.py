@@ -172,3 +172,13 @@ def loss_and_gradient(
         entropy=entropy if objective.entropy_coef else None,
         key=jax.random.key(3) if objective.needs_key else None,
     )
+
+
+def assert_same(found, wanted, tolerance):
+    """Of two pairs (loss, gradient): within so much of the order of the terms of each.
+
+    Those of a loss are of the order of 1, and may cancel; those of a gradient are its entries.
+    """
+    for ours, theirs, order in zip(found, wanted, (1.0, 0.0), strict=True):
+        order = max(order, np.abs(theirs).max())
+        np.testing.assert_allclose(ours, theirs, rtol=0, atol=tolerance * order)

@@ -14,8 +14,14 @@ from oracles import papers
 
 from grpo_jax import objectives
 
-# Compiled once for many small calls: nothing is gained by optimising the programs.
-FAST = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
+# Programs of a few hundred numbers: compiling them is what takes time.
+FAST = {
+    "xla_backend_optimization_level": 0,
+    "xla_llvm_disable_expensive_passes": True,
+    "xla_cpu_use_fusion_emitters": False,
+}
+# With the first of them every bound of every case acts on some tokens and not on others.
+SEEDS = (54, 28)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -30,7 +36,7 @@ class Case:
     def objective(self) -> objectives.Objective:
         return getattr(objectives, self.preset)(**self.settings)
 
-    def example(self, seed: int = 0, **changes: Any) -> batches.Example:
+    def example(self, seed: int = SEEDS[0], **changes: Any) -> batches.Example:
         return batches.random_example(seed, **(self.batch | changes))
 
     def oracle(self, example: batches.Example, **changes: Any) -> Callable:
@@ -55,8 +61,8 @@ class Case:
 
 
 BINARY = {"binary": True}
-# Bounds of some ten-thousandths need ratios as close to 1.
-CLOSE = {"drift": 1e-3}
+# Bounds of some ten-thousandths need ratios as close to 1, and those of some thousandths.
+CLOSE, NEAR = {"drift": 1e-3}, {"drift": 7e-3}
 # A product over a whole completion needs ratios that leave a weight to see.
 SHORT = {"drift": 0.3, "staleness": 0.3}
 DECIDED: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
@@ -71,7 +77,7 @@ DECIDED: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "gspo_token": ({}, CLOSE),
     "icepop": ({"kl_coef": 0.1}, {}),
     "kl_cov": ({"kl_share": 0.1}, {}),
-    "luspo": ({}, CLOSE),
+    "luspo": ({}, NEAR),
     "max_rl": ({}, BINARY),
     "pkpo": ({"k": 2}, {}),
     "tis": ({"kl_coef": 0.1}, {}),

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import threading
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +18,8 @@ import toys
 
 import grpo_jax
 from experiments import toy
-from grpo_jax import algorithm, anchors, runner, tasks
+from grpo_jax import algorithm, anchors, objectives, runner, tasks
+from grpo_jax.ops import controllers, kl, references
 from grpo_jax.ops.advantages import group_normalize
 from grpo_jax.policy import completion_log_probs
 from grpo_jax.run_directory import RunDirectory
@@ -109,6 +111,33 @@ def test_resuming_a_finished_run_changes_nothing(fields, twenty, tmp_path):
     toys.run(tmp_path / "run", steps=20, **fields)
     toys.run(tmp_path / "run", steps=20, resume=True, **fields)
     toys.assert_same_run(tmp_path / "run", twenty, **fields)
+
+
+def test_what_an_objective_keeps_is_resumed(tmp_path):
+    """A moved reference, a controlled coefficient, and the place after phases of sampling."""
+    paper = dataclasses.replace(
+        objectives.dapo(max_sampling_rounds=3),
+        kl=kl.k3,
+        kl_coef=0.1,
+        kl_controller=partial(controllers.adaptive_kl_coef, target=1e-3, horizon=10, num_samples=4),
+        reference=partial(references.refresh, every=2),
+    )
+    fields = ONE_UPDATE | {"paper": paper}
+    toys.run(tmp_path / "whole", steps=6, **fields)
+    toys.run(tmp_path / "run", steps=3, **fields)
+    before, place = toys.saved_state(tmp_path / "run", **fields)
+    toys.run(tmp_path / "run", steps=6, resume=True, **fields)
+    toys.assert_same_run(tmp_path / "run", tmp_path / "whole", **fields)
+    assert before[".coefs['kl']"] != np.float32(0.1)
+    norm = "['norm']"
+    assert not np.array_equal(before[f".ref_params{norm}"], before[f".params{norm}"])
+    found = toys.metrics(tmp_path / "whole")
+    assert all("dynamic_sampling/rounds" in line for line in found)
+    assert place["position"] == 4 * sum(line["dynamic_sampling/rounds"] for line in found[:3])
+    # What is logged as trained on has a signal, as long as phases brought enough.
+    for line in toys.lines(tmp_path / "whole", "completions.jsonl"):
+        if found[line["step"] - 1]["dynamic_sampling/rounds"] < 3:
+            assert len({c["reward"] for c in line["completions"]}) > 1
 
 
 def test_resuming_keeps_the_schedule(tmp_path):

@@ -23,6 +23,7 @@ from grpo_jax.launch import plain_errors
 from grpo_jax.models.decoder import DecoderConfig
 from grpo_jax.models.network import Network, from_scratch
 from grpo_jax.run_directory import CLOCK
+from grpo_jax.state import state_shapes
 from grpo_jax.tasks.max_of_three import ALPHABET
 from grpo_jax.tokenizer import CharTokenizer
 
@@ -78,14 +79,23 @@ def config(run_dir, **fields) -> toy.Config:
     return toy.Config(run_dir=str(run_dir), **(SMALL | fields))
 
 
-def run(run_dir, *, task=None, network=network, rewards=None, reward_weights=None, **fields):
-    """A run of the small toy with these fields, in this directory."""
+def run(
+    run_dir,
+    *,
+    task=None,
+    network=network,
+    paper=None,
+    rewards=None,
+    reward_weights=None,
+    **fields,
+):
+    """A run of the small toy with these fields, in this directory; GRPO, or another paper."""
     c = config(run_dir, **fields)
     return runner.run(
         c,
         task=tasks.MaxOfThree() if task is None else task,
         network=network() if callable(network) else network,
-        objective=objective(c.kl_coef),
+        objective=paper or objective(c.kl_coef),
         rewards=rewards,
         reward_weights=reward_weights,
     )
@@ -112,16 +122,10 @@ def metrics(run_dir):
     ]
 
 
-def saved_state(run_dir, **fields):
+def saved_state(run_dir, *, paper=None, **fields):
     """The newest checkpoint: its arrays by path, key included, and the place beside it."""
     optimizer, _ = make_optimizer(config(run_dir, **fields))
-    shapes = network().shapes
-    like = grpo_jax.TrainState(
-        shapes,
-        jax.eval_shape(optimizer.init, shapes),
-        jax.ShapeDtypeStruct([], jnp.int32),
-        jax.eval_shape(lambda: jax.random.key(0)),
-    )
+    like = state_shapes(network(), paper or objective(), optimizer)
     checkpoints = Checkpoints(run_dir / "checkpoints")
     state, place = checkpoints.restore(like)
     checkpoints.close()

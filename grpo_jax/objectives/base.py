@@ -156,7 +156,8 @@ class Objective:
         if self.kl_controller:
             found["kl"] = jnp.float32(self.kl_coef)
         if self.entropy_controller:
-            found["entropy"] = found["entropy_acting"] = jnp.float32(self.entropy_coef)
+            found["entropy"] = jnp.float32(self.entropy_coef)
+            found["entropy_acting"] = jnp.float32(self.entropy_coef)
         return found
 
     def adapted(
@@ -171,7 +172,8 @@ class Objective:
             found["entropy"] = self.entropy_controller(coefs["entropy"], entropy)
             gate = self.entropy_gate or (lambda coef, _: coef)
             found["entropy_acting"] = gate(found["entropy"], entropy)
-        return {name: jnp.asarray(value, jnp.float32) for name, value in found.items()}
+        # Copies: the state is donated, and no buffer can be donated twice.
+        return {name: jnp.array(value, jnp.float32) for name, value in found.items()}
 
     # -- the loss ------------------------------------------------------------------------------
 
@@ -373,7 +375,11 @@ class Objective:
             found += [call(correction, arrays) for correction in self.corrections]
             return found + ([call(self.kl, arrays)] if self.kl is not None else [])
 
-        jax.eval_shape(loss, logits, mask, credit, jax.eval_shape(lambda: jax.random.key(0)))
+        key = jax.eval_shape(lambda: jax.random.key(0))
+        try:
+            jax.eval_shape(loss, logits, mask, credit, key)
+        except ValueError as error:  # without what JAX says of its tracebacks
+            raise ValueError(str(error)) from None
 
 
 def _refuse(what: str, way_out: str) -> None:

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from grpo_jax.ops import moments
+from grpo_jax.ops.precision import working_dtype
 
 
 def group_center(rewards: jax.Array) -> jax.Array:
@@ -256,7 +257,7 @@ def weighted_sum(
     """
     chex.assert_type(rewards_by_function, float)
     chex.assert_axis_dimension_gteq(rewards_by_function, -1, 1)
-    dtype = jnp.promote_types(rewards_by_function.dtype, jnp.float32)
+    dtype = working_dtype(rewards_by_function)
     rewards = rewards_by_function.astype(dtype)
     applies = ~jnp.isnan(rewards)
     rewards = jnp.where(applies, rewards, 0.0)

@@ -17,6 +17,8 @@ import chex
 import jax
 import jax.numpy as jnp
 
+from grpo_jax.ops.precision import working_dtype
+
 
 def truncated(
     old_log_probs: jax.Array,
@@ -257,8 +259,7 @@ def _log_ratio(log_probs: jax.Array, sampler_log_probs: jax.Array, mask: jax.Arr
     """log(π / μ) of each token, 0 outside the mask and where both are equal, -inf included."""
     chex.assert_type([log_probs, sampler_log_probs, mask], [float, float, bool])
     chex.assert_equal_shape([log_probs, sampler_log_probs, mask])
-    dtype = jnp.promote_types(log_probs.dtype, sampler_log_probs.dtype)
-    dtype = jnp.promote_types(dtype, jnp.float32)
+    dtype = working_dtype(log_probs, sampler_log_probs)
     numerator = jax.lax.stop_gradient(log_probs).astype(dtype)
     denominator = jax.lax.stop_gradient(sampler_log_probs).astype(dtype)
     return jnp.where(mask & (numerator != denominator), numerator - denominator, 0.0)

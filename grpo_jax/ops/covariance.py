@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from grpo_jax.ops import surrogates
+from grpo_jax.ops.precision import working_dtype
 
 
 def clip_cov(
@@ -139,7 +140,7 @@ def _covariances(
     chex.assert_equal_shape([log_probs, mask])
     chex.assert_equal_rank([advantages, mask])
     scored = mask & jnp.isfinite(log_probs) & jnp.isfinite(log_ratio)
-    dtype = jnp.result_type(log_probs, advantages, jnp.float32)
+    dtype = working_dtype(log_probs, advantages)
     count = jnp.maximum(scored.sum(), 1)
 
     def centred(x: jax.Array) -> jax.Array:

@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from grpo_jax.ops import ratios, surrogates
+from grpo_jax.ops.precision import working_dtype
 
 
 def dppo_tv(
@@ -114,7 +115,7 @@ def _masked(
     chex.assert_equal_shape([log_probs, old_log_probs, mask])
     chex.assert_equal_rank([advantages, mask])
     chex.assert_equal_shape_prefix([advantages, mask], mask.ndim - 1)
-    dtype = jnp.result_type(log_probs, old_log_probs, jnp.float32)
+    dtype = working_dtype(log_probs, old_log_probs)
     policy, old = (jnp.where(mask, x, 0.0).astype(dtype) for x in (log_probs, old_log_probs))
     over = jax.lax.stop_gradient(jnp.maximum(policy, 0.0))
     return policy - over, jnp.minimum(old, 0.0)

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from grpo_jax.ops import support as supports
+from grpo_jax.ops.precision import working_dtype
 
 
 def token_log_probs(logits: jax.Array, tokens: jax.Array) -> jax.Array:
@@ -28,7 +29,7 @@ def token_log_probs(logits: jax.Array, tokens: jax.Array) -> jax.Array:
     """
     chex.assert_type([logits, tokens], [float, int])
     chex.assert_shape(tokens, logits.shape[:-1])
-    logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
+    logits = logits.astype(working_dtype(logits))
     chosen = jnp.take_along_axis(logits, tokens[..., None], axis=-1)[..., 0]
     return chosen - jax.nn.logsumexp(logits, axis=-1)
 
@@ -52,7 +53,7 @@ def entropy(logits: jax.Array) -> jax.Array:
     Array([1.3863], dtype=float32)
     """
     chex.assert_type(logits, float)
-    logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
+    logits = logits.astype(working_dtype(logits))
     # A difference of two numbers of the size of the logits: shifted, both are small.
     logits -= jax.lax.stop_gradient(logits.max(axis=-1, keepdims=True))
     probs = jax.nn.softmax(logits, axis=-1)
@@ -81,7 +82,7 @@ def sum_sq_probs(logits: jax.Array) -> jax.Array:
     [0.25]
     """
     chex.assert_type(logits, float)
-    logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
+    logits = logits.astype(working_dtype(logits))
     return jnp.square(jax.nn.softmax(logits, axis=-1)).sum(axis=-1)
 
 

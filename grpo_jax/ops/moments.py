@@ -4,6 +4,8 @@ import chex
 import jax
 import jax.numpy as jnp
 
+from grpo_jax.ops.precision import working_dtype
+
 
 def scored(rewards: jax.Array) -> tuple[jax.Array, jax.Array]:
     """The rewards in the type they are computed with, and which of them are there.
@@ -22,7 +24,7 @@ def scored(rewards: jax.Array) -> tuple[jax.Array, jax.Array]:
     """
     chex.assert_type(rewards, float)
     chex.assert_axis_dimension_gteq(rewards, -1, 1)
-    rewards = rewards.astype(jnp.promote_types(rewards.dtype, jnp.float32))
+    rewards = rewards.astype(working_dtype(rewards))
     return rewards, ~jnp.isnan(rewards)
 
 

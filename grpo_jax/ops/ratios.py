@@ -4,6 +4,8 @@ import chex
 import jax
 import jax.numpy as jnp
 
+from grpo_jax.ops.precision import working_dtype
+
 # exp(80) is far outside any interval in use, and finite in float32 with room for an advantage.
 _LARGEST_EXPONENT = 80.0
 
@@ -32,7 +34,7 @@ def token(log_probs: jax.Array, old_log_probs: jax.Array, mask: jax.Array) -> ja
     """
     chex.assert_type([log_probs, old_log_probs, mask], [float, float, bool])
     chex.assert_equal_shape([log_probs, old_log_probs, mask])
-    dtype = jnp.result_type(log_probs, old_log_probs, jnp.float32)
+    dtype = working_dtype(log_probs, old_log_probs)
     # Masked before the subtraction: junk in the padding must not reach exp, nor its gradient.
     counts = mask & ~(jnp.isneginf(log_probs) & jnp.isneginf(old_log_probs))
     now = jnp.where(counts, log_probs, 0.0).astype(dtype)
@@ -121,7 +123,7 @@ def summed(log_ratio: jax.Array, mask: jax.Array) -> jax.Array:
     """
     chex.assert_type([log_ratio, mask], [float, bool])
     chex.assert_equal_shape([log_ratio, mask])
-    log_ratio = log_ratio.astype(jnp.result_type(log_ratio, jnp.float32))
+    log_ratio = log_ratio.astype(working_dtype(log_ratio))
     terms = jnp.where(mask, log_ratio, 0.0)
     impossible = jnp.isneginf(terms).any(axis=-1, keepdims=True)
     return jnp.where(impossible, -jnp.inf, terms.sum(axis=-1, keepdims=True))
@@ -144,5 +146,5 @@ def ratio(log_ratio: jax.Array) -> jax.Array:
     ([1.0, 0.0], True)
     """
     chex.assert_type(log_ratio, float)
-    log_ratio = log_ratio.astype(jnp.result_type(log_ratio, jnp.float32))
+    log_ratio = log_ratio.astype(working_dtype(log_ratio))
     return jnp.exp(jnp.minimum(log_ratio, _LARGEST_EXPONENT))

@@ -5,6 +5,7 @@ import jax
 import jax.numpy as jnp
 
 from grpo_jax.ops import ratios, surrogates
+from grpo_jax.ops.precision import working_dtype
 
 
 def gmpo(
@@ -48,7 +49,7 @@ def gmpo(
         if not width >= 0:
             raise ValueError(f"{name} is {width}; it is a half-width, 0 or more: take 0.4")
     _check(log_ratio, advantages, mask)
-    dtype = jnp.result_type(log_ratio, advantages, jnp.float32)
+    dtype = working_dtype(log_ratio, advantages)
     delta = jnp.where(mask, log_ratio, 0.0).astype(dtype)
     advantages = advantages.astype(dtype)
     held = jnp.where(

@@ -9,6 +9,8 @@ import chex
 import jax
 import jax.numpy as jnp
 
+from grpo_jax.ops.precision import working_dtype
+
 
 def pack(kept: jax.Array) -> jax.Array:
     """One bit for each token of the vocabulary, eight in a byte.
@@ -89,7 +91,7 @@ def log_mass(logits: jax.Array, support: jax.Array, tokens: jax.Array) -> jax.Ar
     chex.assert_type([logits, support, tokens], [float, bool, int])
     chex.assert_equal_shape([logits, support])
     chex.assert_shape(tokens, logits.shape[:-1])
-    logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
+    logits = logits.astype(working_dtype(logits))
     drawn = jax.nn.one_hot(tokens, logits.shape[-1], dtype=bool)
     kept = support | drawn
     # logsumexp of nothing but -inf has a gradient of NaN.

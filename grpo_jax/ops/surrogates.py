@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from grpo_jax.ops import ratios
+from grpo_jax.ops.precision import working_dtype
 
 
 def clipped(
@@ -258,5 +259,5 @@ def _promoted(values: jax.Array, advantages: jax.Array) -> tuple[jax.Array, jax.
     chex.assert_type([values, advantages], float)
     chex.assert_equal_rank([values, advantages])
     chex.assert_equal_shape_prefix([values, advantages], values.ndim - 1)
-    dtype = jnp.result_type(values, advantages, jnp.float32)
+    dtype = working_dtype(values, advantages)
     return values.astype(dtype), advantages.astype(dtype)

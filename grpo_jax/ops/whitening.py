@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from grpo_jax.ops import moments
+from grpo_jax.ops.precision import working_dtype
 
 
 def batch_whiten(rewards: jax.Array, *, eps: float = 1e-6, ddof: int = 1) -> jax.Array:
@@ -76,7 +77,7 @@ def token_whiten(
     """
     chex.assert_type([advantages, mask], [float, bool])
     chex.assert_equal_rank([advantages, mask])
-    advantages = advantages.astype(jnp.promote_types(advantages.dtype, jnp.float32))
+    advantages = advantages.astype(working_dtype(advantages))
     advantages = jnp.broadcast_to(advantages, mask.shape)
     centred = moments.deviations(advantages, mask)
     spread = moments.variance(centred, mask, ddof=ddof)

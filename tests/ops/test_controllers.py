@@ -37,13 +37,13 @@ def test_kl_coefficient_by_hand(kl, factor, transform):
         (0.02, 0.1, 0.025, 0.02),
         (0.02, 0.3, 0.015, 0.0),
         (0.02, 0.2, 0.015, 0.02),  # at the target: lowered, and still given to the loss
-        (0.002, 0.3, 0.0, 0.0),  # not below low
+        (0.002, 0.3, 0.001, 0.0),  # not below low
         (0.099, 0.1, 0.1, 0.099),  # not above high
         (0.0, 0.0, 0.005, 0.0),
     ],
 )
 def test_entropy_coefficient_by_hand(coef, entropy, wanted, active, transform):
-    rule = functools.partial(controllers.adaptive_entropy_coef, **ENTROPY, high=0.1)
+    rule = functools.partial(controllers.adaptive_entropy_coef, **ENTROPY, low=0.001, high=0.1)
     arguments = jnp.float32(coef), jnp.float32(entropy)
     np.testing.assert_allclose(transform(rule)(*arguments), wanted, rtol=1e-5, atol=1e-9)
     applied = functools.partial(controllers.active_entropy_coef, target=0.2)

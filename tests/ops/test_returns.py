@@ -33,6 +33,7 @@ CASES = {
     "process_supervision": Case(("step_rewards", "step_ends", "mask"), {"ddof": 1}, False),
     "optimal_token_baseline": Case(("rewards", "mask", "old_log_probs", "sum_sq_probs"), {}, False),
 }
+EAGERLY = ("to_go", "process_supervision", "optimal_token_baseline")
 every = pytest.mark.parametrize("name", CASES)
 baselines = pytest.mark.parametrize(
     "name", ["reinforce_plus_plus_baseline", "optimal_token_baseline"]
@@ -51,8 +52,8 @@ def compiled(name):
 
 
 @functools.cache
-def gradient(name):
-    """Gradients of a weighted sum of the results in every float array."""
+def value_and_gradients(name):
+    """(arrays, weights) -> results, and the gradients of their weighted sum in the float arrays."""
     floats = tuple(
         n for n, key in enumerate(CASES[name].arrays) if key not in ("mask", "step_ends")
     )
@@ -61,9 +62,9 @@ def gradient(name):
         *arrays, weights = arrays_and_weights
         found = ours(name)(*arrays)
         # A NaN stays a NaN where a reward is missing; it has no part in any slope.
-        return jnp.where(jnp.isnan(found), 0.0, weights * found).sum()
+        return jnp.where(jnp.isnan(found), 0.0, weights * found).sum(), found
 
-    return floats, jax.grad(total, floats)
+    return floats, jax.value_and_grad(total, floats, has_aux=True)
 
 
 def oracle(name):
@@ -109,11 +110,13 @@ def test_equals_a_plain_loop(name, transform):
 
 
 @every
-def test_gradient_is_the_slope_of_the_loop(name, transform):
+def test_gradient_is_the_slope_of_the_loop(name):
+    """Compiled for float64 below."""
     arrays = inputs(name, 4)
     weights = np.random.default_rng(5).normal(size=oracle(name)(*arrays).shape).astype(np.float32)
-    floats, f = gradient(name)
-    found = transform(f)(*map(jnp.array, arrays), jnp.array(weights))
+    floats, f = value_and_gradients(name)
+    f = f if name in EAGERLY else jax.jit(f)  # op by op is slow
+    _, found = f(*map(jnp.array, arrays), jnp.array(weights))
     check_slopes(name, arrays, weights, floats, found, tolerance=1e-5)
 
 
@@ -121,9 +124,9 @@ def test_gradient_is_the_slope_of_the_loop(name, transform):
 def test_float64_values_and_gradients(name):
     arrays = inputs(name, 5, np.float64)
     weights = np.random.default_rng(6).normal(size=oracle(name)(*arrays).shape)
-    floats, f = gradient(name)
+    floats, f = value_and_gradients(name)
     with jax.enable_x64(True):
-        value, found = jax.device_get((compiled(name)(*arrays), jax.jit(f)(*arrays, weights)))
+        (_, value), found = jax.device_get(jax.jit(f)(*arrays, weights))
     assert value.dtype == np.float64
     np.testing.assert_allclose(value, oracle(name)(*arrays), rtol=1e-10, atol=1e-10)
     # Differences are exact for a linear function, and good to about 1e-9 for the others.
@@ -167,9 +170,7 @@ def test_padding_order_and_leading_axes(name):
     if CASES[name].of_the_batch:
         more = compiled(name)(*[x[None] for x in arrays])[0]
         np.testing.assert_allclose(more, found, rtol=1e-6, atol=1e-6)
-    else:
-        one = compiled(name)(*[x[1] for x in arrays])
-        np.testing.assert_allclose(one, found[1], rtol=1e-5, atol=1e-6)
+    else:  # one prompt at a time, without its axis
         swept = jax.jit(jax.vmap(ours(name)))(*arrays)
         np.testing.assert_allclose(swept, found, rtol=1e-5, atol=1e-6)
 
@@ -181,20 +182,27 @@ def test_half_precision_is_promoted(name):
 
 
 def test_rewards_by_hand():
-    mask = jnp.array([True, False, True, True, False])
-    rewards = jnp.array([1.0, jnp.nan, 2.0, 4.0, jnp.nan])
-    # The tool's token in between neither adds nor discounts.
-    found = returns.to_go(rewards, mask, discount=0.5)
-    assert found.tolist() == [3.0, 0.0, 4.0, 4.0, 0.0]
-    found = returns.to_go(rewards, mask, discount=0.0)
-    assert found.tolist() == [1.0, 0.0, 2.0, 4.0, 0.0]
-    assert returns.to_go(rewards, mask).tolist() == [7.0, 0.0, 6.0, 4.0, 0.0]
-    found = returns.terminal(jnp.array([5.0]), mask[None])
-    assert found.tolist() == [[0.0, 0.0, 0.0, 5.0, 0.0]]
-    assert returns.penalized(jnp.array([5.0]), mask[None], rewards[None]).tolist() == [-2.0]
-    by_token = jnp.array([1.0, 9.0, 2.0, 3.0, 9.0])
-    found = jax.jit(returns.kl_to_go)(by_token, mask, rewards)
-    assert found.tolist() == [-6.0, 0.0, -4.0, -1.0, 0.0]
+    mask = np.array([True, False, True, True, False])
+    rewards = np.float32([1.0, np.nan, 2.0, 4.0, np.nan])
+    advantages = np.float32([1.0, 9.0, 2.0, 3.0, 9.0])
+
+    @jax.jit
+    def results(rewards, mask, advantages):
+        return (
+            *(returns.to_go(rewards, mask, discount=share) for share in (0.5, 0.0, 1.0)),
+            returns.terminal(jnp.array([5.0]), mask[None])[0],
+            returns.kl_to_go(advantages, mask, rewards),
+            returns.penalized(jnp.array([5.0]), mask[None], rewards[None]),
+        )
+
+    assert [x.tolist() for x in results(rewards, mask, advantages)] == [
+        [3.0, 0.0, 4.0, 4.0, 0.0],  # the tool's token in between neither adds nor discounts
+        [1.0, 0.0, 2.0, 4.0, 0.0],
+        [7.0, 0.0, 6.0, 4.0, 0.0],
+        [0.0, 0.0, 0.0, 5.0, 0.0],
+        [-6.0, 0.0, -4.0, -1.0, 0.0],
+        [-2.0],
+    ]
 
 
 def test_carry_back_by_hand():
@@ -217,8 +225,6 @@ def test_reinforce_plus_plus_without_a_penalty():
     wanted = oracles.reinforce_plus_plus(rewards, mask)
     found = jax.jit(returns.reinforce_plus_plus)(rewards, mask)
     np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-6)
-    found = compiled("reinforce_plus_plus")(rewards, mask, np.zeros(mask.shape, np.float32))
-    np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-6)
 
 
 @functools.cache
@@ -240,7 +246,7 @@ def of_equal_rewards():
 
     def total(values, *arrays):
         found = results(values, *arrays)
-        return sum((arrays[-1] * x.reshape(-1)).sum() for x in found), found
+        return sum((arrays[-1] * x.reshape(-1)).sum() for x in found[1:3]), found
 
     f = jax.jit(jax.value_and_grad(total, has_aux=True))
     return lambda values: f(np.float32(values), *arrays)
@@ -416,13 +422,13 @@ def test_discounts_outside_of_0_to_1_are_refused(discount):
 @pytest.mark.parametrize(
     ("name", "arrays", "settings", "error"),
     [
-        ("process_supervision", ([2, 3], int, bool), {"ddof": 2}, ValueError),
-        ("process_supervision", ([2, 3], float, bool), {}, AssertionError),
+        ("process_supervision", ([2, 3], np.int32, bool), {"ddof": 2}, ValueError),
+        ("process_supervision", ([2, 3], np.float32, bool), {}, AssertionError),
         ("reinforce_plus_plus", ([2], bool), {"eps": -1.0}, ValueError),
         ("terminal", ([3], bool), {}, AssertionError),
         ("terminal", ([2, 3], bool), {}, AssertionError),
-        ("to_go", ([2, 3], int), {}, AssertionError),
-        ("kl_to_go", ([2], bool, float), {}, AssertionError),
+        ("to_go", ([2, 3], np.int32), {}, AssertionError),
+        ("kl_to_go", ([2], bool, np.float32), {}, AssertionError),
     ],
 )
 def test_refusals(name, arrays, settings, error):

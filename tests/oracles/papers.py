@@ -30,6 +30,10 @@ def slopes(loss, x):
     return found
 
 
+def loss_and_slopes(loss, x):
+    return loss(x.log_probs).real, slopes(loss, x)
+
+
 def tokens(row):
     return [t for t, counts in enumerate(row) if counts]
 

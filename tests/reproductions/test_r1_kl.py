@@ -5,8 +5,8 @@ u = log(π/π_ref) of the sampled token, k1 = u and k3 = exp(-u) + u - 1 are unb
 KL(π || ref) and k2 = u²/2 is not. As a loss on-policy it is otherwise: k1 has gradient 0, k2 that
 of KL(π || ref), k3 that of KL(ref || π). Off-policy r k3 and r k1 have the former, with the
 gradient through r = π/π_old (DeepSeek-V3.2, arXiv:2512.02556); sg(r) k3 has the latter, and k3
-without r neither. Of a sequence only k1 in the reward has the gradient. And the variance of k3 is
-below that of k1 for a small KL, and above it where π has left what the reference often says.
+without r neither. Of a sequence only k1 in the reward has the gradient. (Their variance:
+test_r1_variance.py.)
 
 Expectations are sums over a vocabulary of 4, and over all sequences of two steps of 3 tokens.
 
@@ -20,52 +20,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from enumeration import EXACT
+from token_kl import divergence, log_softmax, one_token
 
-from grpo_jax.ops import kl, ratios, returns, surrogates
+from grpo_jax.ops import kl, returns, surrogates
 
 APART = 1e-2  # in nats, and in nats per unit of logit: what is not equal is off by more
-sg = jax.lax.stop_gradient
-
-
-def divergence(log_p, log_q):
-    return (jnp.exp(log_p) * (log_p - log_q)).sum()
 
 
 # One token. -------------------------------------------------------------------------------------
 
-
-@jax.jit
-@jax.vmap
-def one_token(logits, old_logits, ref_logits):
-    """Each estimate for each token that π_old may have said, and what is exact.
-
-    Returns:
-        {name: value} and {name: gradient in the policy's logits}: [4] and [4, 4] for estimates,
-        scalar and [4] for the divergences "KL" (π || ref) and "KL_ref" (ref || π).
-    """
-    old, ref = jax.nn.log_softmax(old_logits), jax.nn.log_softmax(ref_logits)
-
-    def terms(x):
-        policy = jax.nn.log_softmax(x)
-        log_ratio = ratios.token(policy, old, jnp.ones_like(old, bool))
-        fixed = sg(ratios.ratio(log_ratio))
-        found = {"KL": divergence(policy, ref), "KL_ref": divergence(ref, policy)}
-        for name in ("k1", "k2", "k3", "straight_through"):
-            found[name] = getattr(kl, name)(policy, ref)
-            found[f"sg(r) {name}"] = fixed * found[name]
-        for name in ("k1", "k3"):
-            estimate = getattr(kl, name)
-            found[f"r {name}"] = kl.ratio_corrected(policy, ref, log_ratio, estimate=estimate)
-        return found
-
-    return terms(logits), jax.jacfwd(terms)(logits)
-
-
-def log_softmax(x):
-    return x - np.log(np.exp(x).sum(axis=-1, keepdims=True))
-
-
-SEEDS = 6  # as many as points on a ray below: one shape, one program
+SEEDS = 6  # as many as points on a ray of test_r1_variance: one shape, one program
 
 
 @functools.cache
@@ -238,116 +202,3 @@ def test_terms_by_token_miss_the_future_alone(name):
     """The last step has none: there they are exact."""
     found, whole = of_two_steps()[name], of_two_steps()["whole"]
     np.testing.assert_allclose(found[1:], whole[1:], rtol=0, atol=EXACT)
-
-
-# Variance. --------------------------------------------------------------------------------------
-
-# Name -> reference logits, the way in logits that the policy goes, KLs at which it is looked at.
-RAYS = {
-    "rare token gained": ([0.5, 0.2, 0.0, -8.0], [0.0, 0.0, 0.0, 1.0], [1e-4, 1e-2, 0.1, 1, 2, 5]),
-    "common tokens left": ([2.0, 1.0, 0.0, -6.0], [0.0, 0.3, -0.4, 1], [1e-4, 1e-2, 0.1, 1, 2, 5]),
-    "one common token left": (
-        [0.0, 0.0, 0.0, 0.0],
-        [0.0, 0.0, 0.0, -1],
-        [1e-4, 1e-3, 1e-2, 0.1, 0.2, 0.25],
-    ),
-}
-
-
-def at_divergence(wanted, ref, direction):
-    """Logits on the ray from the reference with this KL(π || ref), by bisection."""
-    low, high = 0.0, 40.0
-    for _ in range(100):
-        middle = (low + high) / 2
-        policy = log_softmax(ref + middle * direction)
-        near = (np.exp(policy) * (policy - log_softmax(ref))).sum() < wanted
-        low, high = (middle, high) if near else (low, middle)
-    return ref + low * direction
-
-
-@functools.cache
-def spread(ray):
-    """(π, u, {name: variance of one value}, {name: of one gradient, summed over logits}); [6, ..].
-
-    On-policy.
-    """
-    ref, direction, wanted = (np.array(x) for x in RAYS[ray])
-    logits = np.stack([at_divergence(x, ref, direction) for x in wanted])
-    ref = np.broadcast_to(ref, logits.shape)
-    policy, u = np.exp(log_softmax(logits)), log_softmax(logits) - log_softmax(ref)
-    values, slopes = one_token(logits, logits, ref)
-
-    def variance(x):
-        mean = (policy[:, :, None] * x).sum(axis=1, keepdims=True)
-        return (policy * np.square(x - mean).sum(axis=-1)).sum(axis=1)
-
-    names = ("k1", "k2", "k3", "r k1", "r k3")
-    np.testing.assert_allclose(values["KL"], wanted, rtol=1e-6)
-    return (
-        policy,
-        u,
-        {name: variance(np.asarray(values[name])[:, :, None]) for name in names},
-        {name: variance(np.asarray(slopes[name])) for name in names},
-    )
-
-
-@pytest.mark.parametrize("ray", RAYS)
-def test_variances_are_those_on_paper(ray):
-    """Of values f(u), and of gradients c(u) S with S the token's indicator minus π."""
-    policy, u, of_value, of_gradient = spread(ray)
-    one_less = -np.expm1(-u)
-    on_paper = {
-        "k1": (u, 1 + 0 * u),
-        "k2": (u**2 / 2, u),
-        "k3": (u - one_less, one_less),
-        "r k1": (u, 1 + u),
-        "r k3": (u - one_less, u),  # with r = 1 each sample has the gradient of k2
-    }
-    square = 1 - 2 * policy + (policy**2).sum(axis=1, keepdims=True)  # |S|² of each token
-    for name, (value, c) in on_paper.items():
-        mean = (policy * value).sum(axis=1)
-        wanted = (policy * value**2).sum(axis=1) - mean**2
-        np.testing.assert_allclose(of_value[name], wanted, rtol=1e-6, atol=EXACT, err_msg=name)
-        mean = policy * (c - (policy * c).sum(axis=1, keepdims=True))
-        wanted = (policy * c**2 * square).sum(axis=1) - (mean**2).sum(axis=1)
-        np.testing.assert_allclose(of_gradient[name], wanted, rtol=1e-6, atol=EXACT, err_msg=name)
-
-
-@pytest.mark.parametrize("ray", RAYS)
-def test_close_to_the_reference_k3_varies_less_than_k1(ray):
-    """Up to a KL of .01; and its gradient, like that of k2, less than the score does alone.
-
-    By more than a factor of 10 where no u is large yet: Var(k1) is 2 KL there, Var(k3) of the order
-    of its square. A rare token makes u large at any KL.
-    """
-    _, u, of_value, of_gradient = spread(ray)
-    near = np.array(RAYS[ray][2]) <= 0.01
-    assert (of_value["k3"] < of_value["k1"])[near].all()
-    assert (of_gradient["k3"] < 0.1 * of_gradient["k1"])[near].all()
-    tame = near & (np.abs(u).max(axis=1) < 1)
-    assert tame.any() == (ray != "rare token gained")
-    assert (of_value["k3"] < 0.1 * of_value["k1"])[tame].all()
-    if tame.any():
-        assert of_value["k1"][0] == pytest.approx(2 * 1e-4, rel=0.05)
-
-
-@pytest.mark.parametrize(
-    ("ray", "ahead"),
-    {
-        "rare token gained": [True, True, True, True, True, True],
-        "common tokens left": [True, True, True, False, False, False],  # from a KL of 1
-        "one common token left": [True, True, True, True, False, False],  # from .2
-    }.items(),
-)
-def test_k3_loses_where_the_policy_has_left_the_reference(ray, ahead):
-    """exp(-u) is large where π ≪ π_ref: that decides, and not how large the KL is."""
-    _, _, of_value, of_gradient = spread(ray)
-    assert (of_value["k3"] < of_value["k1"]).tolist() == ahead
-    # As gradients, k3 (of the forward KL) against k2 (of the reverse one).
-    assert ((of_gradient["k3"] < of_gradient["k2"]) == all(ahead)).all()
-
-
-@pytest.mark.parametrize("ray", RAYS)
-def test_of_the_two_corrected_estimates_k1_varies_more_in_its_gradient(ray):
-    _, _, _, of_gradient = spread(ray)
-    assert (of_gradient["r k1"] > 1.3 * of_gradient["r k3"]).all()
