@@ -43,7 +43,7 @@ def anchor_arrays(
     found: dict[str, Any] = {}
     beside = objective.needs & {"entropy", "sum_sq_probs"}
     if objective.needs_old or (num_updates > 1 and not objective.sampler_anchor):
-        asked = {f"with_{name}": True for name in sorted(beside)}
+        asked: dict[str, Any] = {f"with_{name}": True for name in sorted(beside)}
         said = completion_log_probs(policy, params, rollout, temperature=temperature, **asked)
         found = {"old_log_probs": said.drawn} | {name: getattr(said, name) for name in beside}
     if objective.needs_reference:

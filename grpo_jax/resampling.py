@@ -86,5 +86,7 @@ def greedy_rewards(
 def _has_signal(rewards: jax.Array) -> np.ndarray:
     """[P] bool, of rewards [P, G] or [P, G, K]."""
     if rewards.ndim == 2:
-        return ~np.asarray(selection.zero_signal(rewards))
-    return ~np.asarray(selection.zero_signal(jnp.moveaxis(rewards, -1, -2))).all(axis=-1)
+        silent = selection.zero_signal(rewards)
+    else:
+        silent = selection.zero_signal(jnp.moveaxis(rewards, -1, -2)).all(axis=-1)
+    return np.asarray(~silent)

@@ -91,7 +91,7 @@ def update(
             part.rollout,
             temperature=temperature,
             with_entropy=True,
-            entropy_gradient=objective.entropy_coef > 0,  # else for the record only
+            entropy_gradient=objective.has_entropy_bonus,  # else for the record only
         )
         loss, measured = objective.loss_and_measures(
             said.log_probs,

@@ -1,13 +1,13 @@
 """What other libraries compute under the papers' names, composed of the parts of `grpo_jax`.
 
-A function for each record of `tests/fixtures/peers.npz`, `LIBRARY_NAME_SETTINGS`: our preset of that
-name with what is other there in its place. Its docstring names each difference from the preset, a
-line for each, by the question of `objectives.Objective` that it answers:
+A function for each record of `tests/fixtures/peers.npz`, `LIBRARY_NAME_SETTINGS`: our preset of
+that name with what is other there in its place. Its docstring names each difference from the
+preset, a line for each, by the question of `objectives.Objective` that it answers:
 
     credit advantages    ratio log_ratio    trust region surrogate    reduction weights
     KL kl, kl_coef, kl_in_reward    selection select
 
-`scripts.conformance` prints both; `tests/objectives/test_conformance.py` checks that the numbers are
+`scripts.conformance` shows both; `tests/objectives/test_conformance.py` checks that the numbers are
 the library's, and that the docstring names what differs and nothing else.
 """
 

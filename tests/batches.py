@@ -169,7 +169,7 @@ def loss_and_gradient(
     return jax.value_and_grad(objective.loss)(
         log_probs,
         batch,
-        entropy=entropy if objective.entropy_coef else None,
+        entropy=entropy if objective.has_entropy_bonus else None,
         key=jax.random.key(3) if objective.needs_key else None,
     )
 

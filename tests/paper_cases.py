@@ -80,6 +80,7 @@ DECIDED: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "luspo": ({}, NEAR),
     "max_rl": ({}, BINARY),
     "pkpo": ({"k": 2}, {}),
+    "skywork_or1": ({"entropy_coef": 0.005}, {}),
     "tis": ({"kl_coef": 0.1}, {}),
     "top_entropy": ({"entropy_share": 0.5}, {}),
     "vespo": ({}, SHORT),

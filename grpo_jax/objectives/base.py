@@ -88,8 +88,6 @@ class Objective:
         self._check_ratio()
         if not self.entropy_coef >= 0:
             _refuse(f"entropy_coef is {self.entropy_coef}", "it must be 0 or more")
-        if self.entropy_controller and not self.entropy_coef:
-            _refuse("an entropy_controller with entropy_coef 0", "give the value to start from")
         if self.entropy_gate and not self.entropy_controller:
             _refuse("an entropy_gate without an entropy_controller", "give both")
         if self.max_sampling_rounds < 1:
@@ -139,6 +137,11 @@ class Objective:
         """Whether a group of one completion would have no signal."""
         alone = names(self.advantages, required=True) & {"greedy_rewards", "values"}
         return not alone and function_of(self.advantages) is not returns.reinforce_plus_plus
+
+    @property
+    def has_entropy_bonus(self) -> bool:
+        """Whether the loss looks at the entropy, be it later on in the run."""
+        return self.entropy_coef > 0 or self.entropy_controller is not None
 
     @property
     def of_the_whole_step(self) -> bool:
@@ -279,10 +282,10 @@ class Objective:
                     "compute them with completion_log_probs under the reference's parameters"
                 )
             losses = losses + coefs.get("kl", self.kl_coef) * estimates["kl"]
-        if self.entropy_coef:
+        if self.has_entropy_bonus:
             if entropy is None:
                 raise ValueError(
-                    f"entropy_coef is {self.entropy_coef}, but there is no entropy [P, G, T]; "
+                    "the loss has an entropy bonus, but there is no entropy [P, G, T]; "
                     "completion_log_probs(..., with_entropy=True, entropy_gradient=True) has it"
                 )
             bonus = coefs.get("entropy_acting", self.entropy_coef) * jnp.where(mask, entropy, 0.0)

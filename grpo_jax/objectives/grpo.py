@@ -4,7 +4,7 @@ import dataclasses
 from functools import partial
 
 from grpo_jax.objectives.base import Objective
-from grpo_jax.ops import advantages, kl, ratios, returns, surrogates, weights
+from grpo_jax.ops import advantages, kl, process, ratios, surrogates, weights
 
 
 def grpo(*, clip_eps: float = 0.2, kl_coef: float = 0.04) -> Objective:
@@ -43,7 +43,7 @@ def grpo_process(*, clip_eps: float = 0.2, kl_coef: float = 0.04) -> Objective:
     in `grpo`. https://arxiv.org/abs/2402.03300
 
     `prepare` wants `step_rewards` and `step_ends`. Choices: those of
-    `ops.returns.process_supervision`; tokens behind the last step get 0.
+    `ops.process.process_supervision`; tokens behind the last step get 0.
     """
     outcome = grpo(clip_eps=clip_eps, kl_coef=kl_coef)
-    return dataclasses.replace(outcome, advantages=returns.process_supervision)
+    return dataclasses.replace(outcome, advantages=process.process_supervision)

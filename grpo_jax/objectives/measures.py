@@ -10,6 +10,8 @@ from collections.abc import Callable, Mapping
 import jax
 import jax.numpy as jnp
 
+from grpo_jax.ops import diagnostics
+
 Measures = dict[str, jax.Array]
 
 # Of a log-probability. Far below any bound in use (GSPO's 3e-4), far above the rounding of float32.
@@ -39,13 +41,8 @@ def measure(
     values = {"ratio": ratio, "ratio/squared": jnp.square(ratio), **estimates}
     if policy_term is not None:
         acts = trust_region_acts(policy_term, log_probs) & (advantages != 0)
-        low, high = acts & (log_ratio < 0), acts & (log_ratio > 0)
-        good = advantages > 0
-        values |= {"clip_ratio/low_mean": low, "clip_ratio/high_mean": high}
-        values["clip_ratio/region_mean"] = low | high
-        for side, name in ((low, "low"), (high, "high")):
-            values[f"clip_ratio/{name}_positive_mean"] = side & good
-            values[f"clip_ratio/{name}_negative_mean"] = side & ~good
+        sides = (acts & (log_ratio < 0), acts & (log_ratio > 0))
+        values |= diagnostics.by_side_and_sign(*sides, advantages)
     found = {name: jnp.sum(jnp.where(mask, value, 0)) for name, value in values.items()}
     found["tokens"] = mask.sum()
     found["ratio/max"] = jnp.where(mask, ratio, -jnp.inf).max()

@@ -3,7 +3,7 @@
 from functools import partial
 
 from grpo_jax.objectives.base import Objective
-from grpo_jax.ops import ratios, returns, surrogates, weights
+from grpo_jax.ops import ratios, surrogates, token_baseline, weights
 
 
 def otb(*, clip_eps: float = 0.2) -> Objective:
@@ -17,10 +17,10 @@ def otb(*, clip_eps: float = 0.2) -> Objective:
     Args:
         clip_eps: ε, PPO's.
 
-    Choices: those of `ops.returns.optimal_token_baseline`.
+    Choices: those of `ops.token_baseline.optimal_token_baseline`.
     """
     return Objective(
-        advantages=returns.optimal_token_baseline,
+        advantages=token_baseline.optimal_token_baseline,
         log_ratio=ratios.token,
         surrogate=partial(surrogates.clipped, clip_eps_low=clip_eps, clip_eps_high=clip_eps),
         weights=weights.token_mean,

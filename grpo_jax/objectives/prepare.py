@@ -78,11 +78,16 @@ def prepare(
             "reward_weights belong to rewards [P, G, K]; these are [P, G]: leave them out"
         )
     arrays["rewards"] = rewards
-    if objective.kl_in_reward and objective.kl is not None:
+    if objective.kl is not None and objective.kl_in_reward:
+        assert old_log_probs is not None  # looked at above
+        assert ref_log_probs is not None
+        given = {
+            "log_probs": jnp.where(mask, old_log_probs, 0.0),
+            "ref_log_probs": jnp.where(mask, ref_log_probs, 0.0),
+            "mask": mask,
+        }
         coef = (coefs or {}).get("kl", objective.kl_coef)
-        pair = {"log_probs": old_log_probs, "ref_log_probs": ref_log_probs}
-        hidden = {name: jnp.where(mask, x, 0.0) for name, x in pair.items()}
-        arrays["token_penalty"] = coef * call(objective.kl, hidden | {"mask": mask})
+        arrays["token_penalty"] = coef * call(objective.kl, given)
     advantages = call(objective.advantages, arrays)
     advantages = advantages[..., None] if advantages.ndim == len(shape) else advantages
     counted = mask

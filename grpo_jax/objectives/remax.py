@@ -45,4 +45,6 @@ def credit(
 ) -> jax.Array:
     """The reward less the greedy one, less penalties to go; [..., G], or [..., G, T] with them."""
     outcome = advantages.greedy_baseline(rewards, greedy_rewards)
-    return outcome if token_penalty is None else returns.kl_to_go(outcome, mask, token_penalty)
+    if token_penalty is None:
+        return outcome
+    return returns.kl_to_go(outcome[..., None], mask, token_penalty)

@@ -10,7 +10,7 @@ def skywork_or1(
     *,
     clip_eps: float = 0.2,
     target_entropy: float = 0.2,
-    entropy_coef: float = 0.005,
+    entropy_coef: float = 0.0,
     entropy_coef_step: float = 0.005,
 ) -> Objective:
     """GRPO over groups with a signal, and an entropy bonus that acts only below a target.
@@ -24,7 +24,7 @@ def skywork_or1(
     Args:
         clip_eps: ε.
         target_entropy: nats a token (section 3.2.5).
-        entropy_coef: c of the first step, not published; here Δ.
+        entropy_coef: c of the first step, 0 (equation 3.2).
         entropy_coef_step: Δ.
 
     α follows the entropy measured in the step before. Run: on-policy, temperature 1, learning rate

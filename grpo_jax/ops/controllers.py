@@ -11,6 +11,8 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
+from grpo_jax.ops.precision import working_dtype
+
 
 def adaptive_kl_coef(
     coef: ArrayLike, kl: ArrayLike, *, target: float, horizon: float, num_samples: float
@@ -134,5 +136,5 @@ def _scalars(*numbers: ArrayLike) -> list[jax.Array]:
     arrays = [jnp.asarray(x) for x in numbers]
     chex.assert_type(arrays, float)
     chex.assert_rank(arrays, 0)
-    dtype = jnp.result_type(jnp.float32, *arrays)
+    dtype = working_dtype(*arrays)
     return [x.astype(dtype) for x in arrays]

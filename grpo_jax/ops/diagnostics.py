@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from grpo_jax.ops import ratios
+from grpo_jax.ops.precision import working_dtype
 
 Metrics = dict[str, jax.Array]
 
@@ -42,14 +43,35 @@ def split_by_sign(
     >>> found["clip_ratio/low_mean"].item(), found["clip_ratio/low_negative_mean"].item()
     (0.5, 0.5)
     """
-    chex.assert_type([low, high, advantages, mask], [bool, bool, float, bool])
+    chex.assert_type(mask, bool)
     chex.assert_equal_shape([low, high, mask])
-    chex.assert_equal_rank([advantages, mask])
+    sides = by_side_and_sign(low, high, advantages)
+    return {name: _mean(where, mask) for name, where in sides.items()}
+
+
+def by_side_and_sign(low: jax.Array, high: jax.Array, advantages: jax.Array) -> Metrics:
+    """The tokens that `split_by_sign` takes the means of: the same names, [..., T] bool each.
+
+    Args:
+        low: [..., T] bool, True where a trust region acts on a ratio below 1.
+        high: [..., T] bool, True where it acts on a ratio above 1.
+        advantages: [..., T] or [..., 1] float.
+
+    Raises:
+        AssertionError: while tracing, unless the shapes and types are these.
+
+    >>> found = by_side_and_sign(jnp.array([True]), jnp.array([False]), jnp.array([-1.0]))
+    >>> [name for name, where in found.items() if where.all()]
+    ['clip_ratio/low_mean', 'clip_ratio/region_mean', 'clip_ratio/low_negative_mean']
+    """
+    chex.assert_type([low, high, advantages], [bool, bool, float])
+    chex.assert_equal_shape([low, high])
+    chex.assert_equal_rank([advantages, low])
     sides = {"low": low, "high": high, "region": low | high}
     for side in ("low", "high"):
         sides[f"{side}_positive"] = sides[side] & (advantages > 0)
         sides[f"{side}_negative"] = sides[side] & (advantages < 0)
-    return {f"clip_ratio/{name}_mean": _mean(where, mask) for name, where in sides.items()}
+    return {f"clip_ratio/{name}_mean": where for name, where in sides.items()}
 
 
 def effective_sample_size(log_ratio: jax.Array, mask: jax.Array) -> jax.Array:
@@ -123,7 +145,7 @@ def pass_rate(rewards: jax.Array, *, threshold: float | None = None) -> jax.Arra
     chex.assert_type(rewards, float)
     chex.assert_axis_dimension_gteq(rewards, -1, 1)
     scored = ~jnp.isnan(rewards)
-    values = rewards.astype(jnp.result_type(rewards, jnp.float32))
+    values = rewards.astype(working_dtype(rewards))
     if threshold is not None:
         values = (values >= threshold).astype(values.dtype)
     total = jnp.where(scored, values, 0.0).sum(axis=-1)
@@ -154,7 +176,7 @@ def expected_zero_signal(pass_rates: jax.Array, *, group_size: int) -> jax.Array
     """
     chex.assert_type(pass_rates, float)
     _check_group_size(group_size)
-    rates = pass_rates.astype(jnp.result_type(pass_rates, jnp.float32))
+    rates = pass_rates.astype(working_dtype(pass_rates))
     return rates**group_size + (1.0 - rates) ** group_size
 
 
@@ -269,7 +291,7 @@ def _finite(log_ratio: jax.Array, mask: jax.Array) -> jax.Array:
     """The log ratios, 0 outside the mask and so small that no sum of them overflows."""
     chex.assert_type([log_ratio, mask], [float, bool])
     chex.assert_equal_shape([log_ratio, mask])
-    log_ratio = log_ratio.astype(jnp.result_type(log_ratio, jnp.float32))
+    log_ratio = log_ratio.astype(working_dtype(log_ratio))
     largest = jnp.finfo(log_ratio.dtype).max / 4
     return jnp.where(mask, jnp.clip(log_ratio, -largest, largest), 0.0)
 

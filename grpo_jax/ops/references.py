@@ -11,6 +11,8 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
+from grpo_jax.ops.precision import working_dtype
+
 Params = TypeVar("Params")  # any pytree of arrays
 
 
@@ -79,7 +81,7 @@ def polyak(
 
     def mix(ref: jax.Array, new: jax.Array) -> jax.Array:
         chex.assert_type([ref, new], float)
-        dtype = jnp.result_type(ref, new, jnp.float32)
+        dtype = working_dtype(ref, new)
         mixed = rate * new.astype(dtype) + (1.0 - rate) * ref.astype(dtype)
         return jnp.where(due, mixed.astype(ref.dtype), ref)
 

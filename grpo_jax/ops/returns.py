@@ -4,13 +4,12 @@
 others (padding, text that a tool wrote) are skipped as if they were not there.
 """
 
-import functools
-
 import chex
 import jax
 import jax.numpy as jnp
 
-from grpo_jax.ops.advantages import group_center, group_normalize
+from grpo_jax.ops.advantages import group_center
+from grpo_jax.ops.precision import working_dtype
 from grpo_jax.ops.whitening import token_whiten
 
 
@@ -67,7 +66,7 @@ def to_go(token_rewards: jax.Array, mask: jax.Array, *, discount: float = 1.0) -
     chex.assert_type([token_rewards, mask], [float, bool])
     chex.assert_equal_shape([token_rewards, mask])
     check_share("discount", discount)
-    rewards = jnp.where(mask, token_rewards, 0.0).astype(_at_least_float32(token_rewards))
+    rewards = jnp.where(mask, token_rewards, 0.0).astype(working_dtype(token_rewards))
     factors = jnp.where(mask, discount, 1.0).astype(rewards.dtype)
     return jnp.where(mask, carry_back(rewards, factors), 0.0)
 
@@ -89,9 +88,9 @@ def terminal(rewards: jax.Array, mask: jax.Array) -> jax.Array:
     >>> terminal(jnp.array([3.0, jnp.nan]), jnp.array([[True, False], [True, True]])).tolist()
     [[3.0, 0.0], [0.0, 0.0]]
     """
-    _check_credit(rewards, mask)
+    check_credit(rewards, mask)
     left = jax.lax.cumsum(mask.astype(jnp.int32), axis=mask.ndim - 1, reverse=True)
-    rewards = rewards.astype(_at_least_float32(rewards))[..., None]
+    rewards = rewards.astype(working_dtype(rewards))[..., None]
     return jnp.where(mask & (left == 1) & ~jnp.isnan(rewards), rewards, 0.0)
 
 
@@ -121,8 +120,8 @@ def penalized(rewards: jax.Array, mask: jax.Array, token_penalty: jax.Array) -> 
     >>> penalized(jnp.array([1.0, 1.0]), mask, jnp.array([[0.25, 0.25], [0.25, 9.0]])).tolist()
     [0.5, 0.75]
     """
-    _check_credit(rewards, mask, token_penalty)
-    dtype = _at_least_float32(rewards, token_penalty)
+    check_credit(rewards, mask, token_penalty)
+    dtype = working_dtype(rewards, token_penalty)
     penalty = jnp.where(mask, token_penalty, 0.0).astype(dtype)
     return rewards.astype(dtype) - penalty.sum(axis=-1)
 
@@ -158,7 +157,7 @@ def kl_to_go(advantages: jax.Array, mask: jax.Array, token_penalty: jax.Array) -
     """
     chex.assert_type([advantages, mask, token_penalty], [float, bool, float])
     chex.assert_equal_rank([advantages, mask])
-    dtype = _at_least_float32(advantages, token_penalty)
+    dtype = working_dtype(advantages, token_penalty)
     penalty = to_go(token_penalty.astype(dtype), mask)
     return jnp.where(mask, advantages.astype(dtype) - penalty, 0.0)
 
@@ -198,7 +197,7 @@ def reinforce_plus_plus(
     >>> reinforce_plus_plus(jnp.array([1.0, 0.0]), mask, eps=0.0).tolist()
     [[1.0, 1.0], [-1.0, -1.0]]
     """
-    _check_credit(rewards, mask, token_penalty)
+    check_credit(rewards, mask, token_penalty)
     counted = mask & ~jnp.isnan(rewards)[..., None]
     token_rewards = terminal(rewards, counted)
     if token_penalty is not None:
@@ -235,124 +234,9 @@ def reinforce_plus_plus_baseline(
     >>> reinforce_plus_plus_baseline(jnp.array([5.0, 4.0]), mask, eps=0.0).tolist()
     [[1.0, 1.0], [-1.0, -1.0]]
     """
-    _check_credit(rewards, mask)
+    check_credit(rewards, mask)
     counted = mask & ~jnp.isnan(rewards)[..., None]
     return token_whiten(group_center(rewards)[..., None], counted, eps=eps, ddof=0)
-
-
-def process_supervision(
-    step_rewards: jax.Array,
-    step_ends: jax.Array,
-    mask: jax.Array,
-    *,
-    eps: float = 1e-6,
-    ddof: int = 0,
-) -> jax.Array:
-    """Normalises the step rewards of a whole group together and sums them to go.
-
-        A[.., g, t] = Σ_{j: e[.., g, j] ≥ t} (r[.., g, j] - mean(r[..])) / (std(r[..]) + eps)
-
-    Args:
-        step_rewards: [..., G, J] float, NaN where a completion has no such step.
-        step_ends: [..., G, J] int, e: index of the step's last token.
-        mask: [..., G, T] bool, True on the tokens that the policy chose.
-        eps: added to the standard deviation; in units of reward.
-        ddof: taken from the number of steps in the divisor of the variance, 0 or 1.
-
-    Returns:
-        [..., G, T] advantages without unit, float32 (float64 for float64 input). Exact zeros
-        outside the mask, after the last step's end, in a completion without a scored step, and
-        where all step rewards of the group are equal (one step alone included).
-
-    Raises:
-        AssertionError: while tracing, unless the shapes and types are these.
-        ValueError: `ddof` is neither 0 nor 1, or `eps` is negative.
-
-    Reference: DeepSeekMath, arXiv:2402.03300, section 4.1.3.
-    Choice: the paper leaves std and eps open, as in outcome supervision. More steps make larger
-    sums; that is the paper's rule. A step counts for the tokens up to its end even if that end is
-    past the last token; the order of the steps does not matter.
-
-    >>> rewards, ends = jnp.array([[1.0, 0.0], [0.0, 1.0]]), jnp.array([[0, 1], [0, 1]])
-    >>> process_supervision(rewards, ends, jnp.ones([2, 3], bool), eps=0.0).tolist()
-    [[0.0, -1.0, 0.0], [0.0, 1.0, 0.0]]
-    """
-    chex.assert_type([step_rewards, step_ends, mask], [float, int, bool])
-    chex.assert_equal_shape([step_rewards, step_ends])
-    chex.assert_equal_shape_prefix([step_rewards, mask], mask.ndim - 1)
-    chex.assert_equal_rank([step_rewards, mask])
-    pooled = step_rewards.reshape(*step_rewards.shape[:-2], -1)
-    # A step that is not there gets 0, and so adds nothing.
-    normalized = group_normalize(pooled, eps=eps, ddof=ddof).reshape(step_rewards.shape)
-    return jnp.where(mask, _sum_of_ends_ahead(normalized, step_ends, mask.shape[-1]), 0.0)
-
-
-def optimal_token_baseline(
-    rewards: jax.Array, mask: jax.Array, old_log_probs: jax.Array, sum_sq_probs: jax.Array
-) -> jax.Array:
-    """Reward minus a baseline for each token that weighs completions by their gradient so far.
-
-        A[.., i, t] = r[.., i] - B[.., t],   B[.., t] = Σ_i r_i W_it / Σ_i W_it
-        W[.., i, t] = Σ_{s ≤ t} (1 - 2 π_is + Σ_v π_isv²)
-
-    The term in W is the squared norm of the gradient of log π in the logits. The sums over i are
-    over the completions of the group that have a token t.
-
-    Args:
-        rewards: [..., G] float, NaN where a completion has none.
-        mask: [..., G, T] bool, True on the tokens that the policy chose.
-        old_log_probs: [..., G, T] float, log π of the policy that sampled.
-        sum_sq_probs: [..., G, T] float, Σ_v π_v² over the vocabulary, of the same distribution.
-
-    Returns:
-        [..., G, T] in units of reward, float32 (float64 for float64 input). Exact zeros outside
-        the mask, in a completion without a reward (it is in no baseline either), where all that
-        reach a token have equal rewards, and so where only one does (G = 1 included).
-
-    Raises:
-        AssertionError: while tracing, unless the shapes and types are these.
-
-    Reference: The Optimal Token Baseline, arXiv:2602.07078.
-    Choice: where no completion has any gradient yet (Σ W = 0: certain tokens only) B is the plain
-    mean; volcengine/verl takes 0 there, and for G = 1 the reward itself as advantage. Tokens are
-    lined up by their index, as there.
-
-    >>> mask = jnp.ones([2, 1], bool)
-    >>> old, squares = jnp.log(jnp.array([[0.5], [0.5]])), jnp.array([[0.5], [0.5]])
-    >>> optimal_token_baseline(jnp.array([1.0, 0.0]), mask, old, squares).tolist()
-    [[0.5], [-0.5]]
-    """
-    _check_credit(rewards, mask, old_log_probs, sum_sq_probs)
-    dtype = _at_least_float32(rewards, old_log_probs, sum_sq_probs)
-    by_token = rewards.astype(dtype)[..., None]
-    counted = mask & ~jnp.isnan(by_token)
-    probs = jnp.exp(jnp.where(counted, old_log_probs, 0.0).astype(dtype))
-    squares = jnp.where(counted, sum_sq_probs, 1.0).astype(dtype)
-    # Never negative but for rounding; 0 where not counted.
-    energy = jnp.maximum(1.0 - 2.0 * probs + squares, 0.0)
-    weight = jnp.where(counted, jnp.cumsum(energy, axis=-1), 0.0)
-    none = weight.sum(axis=-2, keepdims=True) == 0
-    weight = jnp.where(none, counted.astype(dtype), weight)
-    total = weight.sum(axis=-2, keepdims=True)
-    share = weight / jnp.where(total > 0, total, 1.0)
-    # From the lowest of those that are there: equal rewards leave no rounded mean behind.
-    lowest = jnp.where(counted, by_token, jnp.inf).min(axis=-2, keepdims=True)
-    shifted = jnp.where(counted, by_token - lowest, 0.0)
-    return jnp.where(counted, shifted - (share * shifted).sum(axis=-2, keepdims=True), 0.0)
-
-
-@functools.partial(jax.jit, static_argnames="num_tokens")
-def _sum_of_ends_ahead(terms: jax.Array, ends: jax.Array, num_tokens: int) -> jax.Array:
-    """Σ_{j: ends[.., j] ≥ t} terms[.., j]; [..., J] -> [..., T]."""
-    tokens = jnp.arange(num_tokens).reshape(*[1] * (ends.ndim - 1), -1)
-
-    # Term by term, so that no array holds tokens times steps.
-    def add(total: jax.Array, step: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, None]:
-        end, term = step
-        return total + jnp.where(end >= tokens, term, 0.0), None
-
-    steps = jnp.moveaxis(ends, -1, 0)[..., None], jnp.moveaxis(terms, -1, 0)[..., None]
-    return jax.lax.scan(add, jnp.zeros((*ends.shape[:-1], num_tokens), terms.dtype), steps)[0]
 
 
 def check_share(name: str, value: float) -> None:
@@ -361,14 +245,11 @@ def check_share(name: str, value: float) -> None:
         raise ValueError(f"{name} is {value}; it must be in [0, 1] (1 leaves it out)")
 
 
-def _check_credit(rewards: jax.Array, mask: jax.Array, *by_token: jax.Array | None) -> None:
+def check_credit(rewards: jax.Array, mask: jax.Array, *by_token: jax.Array | None) -> None:
+    """Asserts rewards [..., G], a mask [..., G, T], and arrays of its shape, None left out."""
     chex.assert_type([rewards, mask], [float, bool])
     chex.assert_shape(rewards, mask.shape[:-1])
     for array in by_token:
         if array is not None:
             chex.assert_type(array, float)
             chex.assert_equal_shape([array, mask])
-
-
-def _at_least_float32(*arrays: jax.Array) -> jnp.dtype:
-    return jnp.result_type(jnp.float32, *arrays)

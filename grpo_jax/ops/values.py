@@ -10,6 +10,7 @@ import chex
 import jax
 import jax.numpy as jnp
 
+from grpo_jax.ops.precision import working_dtype
 from grpo_jax.ops.returns import carry_back, check_share, terminal
 from grpo_jax.ops.whitening import token_whiten
 
@@ -54,7 +55,7 @@ def gae(
     chex.assert_type([token_rewards, values, mask], [float, float, bool])
     chex.assert_equal_shape([token_rewards, values, mask])
     check_share("discount", discount)
-    dtype = jnp.result_type(token_rewards, values, jnp.float32)
+    dtype = working_dtype(token_rewards, values)
     if isinstance(lam, (int, float)):
         check_share("lam", lam)
     else:
@@ -220,7 +221,7 @@ def value_loss(
     chex.assert_equal_shape([values, old_values, returns])
     if not clip_eps > 0:
         raise ValueError(f"clip_eps is {clip_eps}; it must be positive (infinity clips nothing)")
-    dtype = jnp.result_type(values, old_values, returns, jnp.float32)
+    dtype = working_dtype(values, old_values, returns)
     values, old_values, returns = (x.astype(dtype) for x in (values, old_values, returns))
     near = jnp.clip(values, old_values - clip_eps, old_values + clip_eps)
     return 0.5 * jnp.maximum(jnp.square(values - returns), jnp.square(near - returns))

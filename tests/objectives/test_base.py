@@ -85,7 +85,6 @@ def penalised_returns_without_critic(rewards, mask, values):
             "ratio-corrected KL in the reward; its gradient flows through the ratio",
         ),
         ({"entropy_coef": -1.0}, "entropy_coef is -1.0"),
-        ({"entropy_controller": lambda c, h: c}, "give the value to start from"),
         (
             {"entropy_gate": lambda c, h: c, "entropy_coef": 0.1},
             "entropy_gate without an entropy_controller",

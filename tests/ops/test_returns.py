@@ -9,7 +9,7 @@ import pytest
 from oracles import returns as oracles
 from oracles.numeric import slope
 
-from grpo_jax.ops import returns
+from grpo_jax.ops import process, returns, token_baseline
 
 P, G, T, J, V = 2, 4, 5, 3, 4
 
@@ -21,6 +21,11 @@ class Case(NamedTuple):
     settings: dict
     linear: bool = True
     of_the_batch: bool = False
+
+
+def function(name):
+    """The rule of that name, wherever it lives."""
+    return next(getattr(m, name) for m in (returns, process, token_baseline) if hasattr(m, name))
 
 
 CASES = {
@@ -42,7 +47,7 @@ baselines = pytest.mark.parametrize(
 
 @functools.cache
 def ours(name):
-    return functools.partial(getattr(returns, name), **CASES[name].settings)
+    return functools.partial(function(name), **CASES[name].settings)
 
 
 @functools.cache
@@ -238,8 +243,8 @@ def of_equal_rewards():
         rewards = jnp.broadcast_to(values[:, None], (3, 16))
         steps = jnp.broadcast_to(values[:, None, None], (3, 16, 2))
         return (
-            returns.optimal_token_baseline(rewards, mask, log_probs, probs),
-            returns.process_supervision(steps, ends, mask, eps=0.0),
+            token_baseline.optimal_token_baseline(rewards, mask, log_probs, probs),
+            process.process_supervision(steps, ends, mask, eps=0.0),
             returns.reinforce_plus_plus_baseline(rewards, mask, eps=0.0),
             returns.reinforce_plus_plus(rewards, mask, eps=0.0),
         )
@@ -301,7 +306,7 @@ def test_a_batch_without_rewards_or_tokens_is_all_zeros(name):
 def test_step_rewards_by_hand():
     # The pool 3, 1, 1, 3: mean 2, deviation 1; steps end at tokens 1, 3 and at 0, 9.
     rewards, ends = jnp.array([[3.0, 1.0], [1.0, 3.0]]), jnp.array([[1, 3], [0, 9]])
-    f = jax.jit(functools.partial(returns.process_supervision, eps=0.0))
+    f = jax.jit(functools.partial(process.process_supervision, eps=0.0))
     found = f(rewards, ends, np.ones([2, 5], bool))
     assert found.tolist() == [[0.0, 0.0, -1.0, -1.0, 0.0], [0.0, 1.0, 1.0, 1.0, 1.0]]
 
@@ -311,7 +316,7 @@ def test_one_step_at_the_end_is_outcome_supervision(ddof):
     rewards = np.random.default_rng(0).normal(size=[P, G, 1]).astype(np.float32)
     rewards[0, 1:] = np.nan  # a step alone in its group
     ends, mask = np.full([P, G, 1], T - 1), np.ones([P, G, T], bool)
-    found = jax.jit(functools.partial(returns.process_supervision, ddof=ddof))(rewards, ends, mask)
+    found = jax.jit(functools.partial(process.process_supervision, ddof=ddof))(rewards, ends, mask)
     wanted = (rewards[1] - rewards[1].mean()) / rewards[1].std(ddof=ddof)
     np.testing.assert_allclose(found[1], np.broadcast_to(wanted, [G, T]), rtol=1e-4, atol=1e-6)
     assert not np.any(found[0])
@@ -321,15 +326,15 @@ def test_one_step_at_the_end_is_outcome_supervision(ddof):
 
 
 @functools.cache
-def token_baseline():
-    return jax.jit(returns.optimal_token_baseline)
+def baseline():
+    return jax.jit(token_baseline.optimal_token_baseline)
 
 
 def test_equal_energies_give_the_mean_of_those_that_have_the_token():
     rewards = np.float32([1.0, 0.0, 5.0])
     mask = np.array([[True, True], [True, True], [True, False]])
     half = np.full([3, 2], 0.5, np.float32)
-    found = token_baseline()(rewards, mask, np.log(half), half)
+    found = baseline()(rewards, mask, np.log(half), half)
     wanted = np.array([[-1.0, 0.5], [-2.0, -0.5], [3.0, 0.0]])
     np.testing.assert_allclose(found, wanted, atol=1e-6)
 
@@ -338,7 +343,7 @@ def test_baseline_by_hand():
     # Energies 0.5 and 1.5 at the first token, 1 and 2 after the second.
     log_probs = np.log(np.float32([[0.5, 0.5], [0.25, 0.5]]))
     squares = np.float32([[0.5, 0.5], [1.0, 0.5]])
-    found = token_baseline()(np.float32([4.0, 0.0]), np.ones([2, 2], bool), log_probs, squares)
+    found = baseline()(np.float32([4.0, 0.0]), np.ones([2, 2], bool), log_probs, squares)
     np.testing.assert_allclose(found, [[3.0, 4 - 4 / 3], [-1.0, -4 / 3]], rtol=1e-6)
 
 
@@ -349,7 +354,7 @@ def test_energy_is_the_squared_gradient_in_the_logits():
     # Two completions, of this energy and of 1/2: the baseline weighs them so.
     log_probs = np.log(np.float32([[probs[1]], [0.5]]))
     squares = np.float32([[np.square(probs).sum()], [0.5]])
-    found = token_baseline()(np.float32([1.0, 0.0]), np.ones([2, 1], bool), log_probs, squares)
+    found = baseline()(np.float32([1.0, 0.0]), np.ones([2, 1], bool), log_probs, squares)
     np.testing.assert_allclose(1 - found[0, 0], energy / (energy + 0.5), rtol=1e-6)
 
 
@@ -358,13 +363,13 @@ def test_certain_and_impossible_tokens():
     rewards = np.float32([1.0, 0.0])
     # Certain ones carry no gradient: the plain mean. So do those whose energy rounds below 0.
     for log_prob, squares in ((0.0, ones), (0.0, 0.99 * ones), (-1e4, ones), (-np.inf, ones)):
-        found = token_baseline()(rewards, mask, np.float32(log_prob) + 0 * ones, squares)
+        found = baseline()(rewards, mask, np.float32(log_prob) + 0 * ones, squares)
         np.testing.assert_allclose(found, [[0.5], [-0.5]], rtol=1e-6)
 
 
 def test_alone_in_the_group():
     mask, log_probs = np.ones([1, 3], bool), np.log(np.full([1, 3], 0.3, np.float32))
-    assert not np.any(token_baseline()(np.float32([1.1]), mask, log_probs, log_probs + 2.0))
+    assert not np.any(baseline()(np.float32([1.1]), mask, log_probs, log_probs + 2.0))
 
 
 # -- the KL in the reward ------------------------------------------------------------------------
@@ -436,7 +441,7 @@ def test_refusals(name, arrays, settings, error):
     rest = [jax.ShapeDtypeStruct((2, 3), np.dtype(kind)) for kind in types]
     with pytest.raises(error):
         jax.eval_shape(
-            functools.partial(getattr(returns, name), **settings),
+            functools.partial(function(name), **settings),
             jax.ShapeDtypeStruct(tuple(shape), np.float32),
             *rest,
         )

@@ -244,7 +244,7 @@ def reinforce_plus_plus_baseline(x, clip_eps=0.2, kl_coef=0.01):
     return loss
 
 
-def skywork_or1(x, clip_eps=0.2, entropy_coef=0.005):
+def skywork_or1(x, clip_eps=0.2, entropy_coef=0.0):
     """Equation 3.1 over the groups whose rewards differ; the entropy has a gradient of its own."""
     scores = credit.group_normalize(x.rewards)
     mask = x.mask.copy()
