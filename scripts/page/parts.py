@@ -17,6 +17,7 @@ from .papers import choosers
 HELPERS = "behind them"
 # Functions whose docstring names neither a paper nor a choice of ours, and why.
 WITHOUT_REFERENCE = {
+    "diagnostics.by_side_and_sign": "as `split_by_sign`",
     "diagnostics.log_ratio_extremes": "definition",
     "diagnostics.pass_rate": "definition",
     "draws.inverse_cdf": "inversion sampling",
