@@ -37,8 +37,8 @@ def anchor_arrays(
         temperature: the sampler's.
 
     Returns:
-        `old_log_probs`, `ref_log_probs`, `entropy`, `sum_sq_probs`, [P, G, T] float32 each, as far
-        as they are needed.
+        `old_log_probs`, `old_support_log_mass`, `ref_log_probs`, `entropy`, `sum_sq_probs`,
+        [P, G, T] float32 each, as far as they are needed.
     """
     found: dict[str, Any] = {}
     beside = objective.needs & {"entropy", "sum_sq_probs"}
@@ -46,6 +46,8 @@ def anchor_arrays(
         asked: dict[str, Any] = {f"with_{name}": True for name in sorted(beside)}
         said = completion_log_probs(policy, params, rollout, temperature=temperature, **asked)
         found = {"old_log_probs": said.drawn} | {name: getattr(said, name) for name in beside}
+        if objective.needs_old and said.support_log_mass is not None:
+            found["old_support_log_mass"] = said.support_log_mass
     if objective.needs_reference:
         said = completion_log_probs(policy, ref_params, rollout, temperature=temperature)
         found["ref_log_probs"] = said.log_probs

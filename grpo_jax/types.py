@@ -9,6 +9,7 @@ import dataclasses
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 Params = Any
 """The parameters of a policy: a nested dict of arrays."""
@@ -57,6 +58,36 @@ class Rollout:
     support_log_mass: jax.Array
     truncated: jax.Array
     support: jax.Array | None = None
+
+    @staticmethod
+    def from_arrays(
+        completion_mask: jax.Array,
+        sampler_log_probs: jax.Array | None = None,
+        truncated: jax.Array | None = None,
+    ) -> "Rollout":
+        """A rollout without its tokens: all that credit and loss look at, from arrays of yours.
+
+        Args:
+            completion_mask: [P, G, T] bool.
+            sampler_log_probs: [P, G, T] float; None where nothing compares with the sampler.
+            truncated: [P, G] bool; None is nowhere.
+
+        >>> Rollout.from_arrays(jnp.ones([1, 2, 3], bool)).truncated.shape
+        (1, 2)
+        """
+        num_prompts, group_size, _ = completion_mask.shape
+        none = jnp.zeros(completion_mask.shape)
+        return Rollout(
+            prompt=jnp.zeros([num_prompts, 1], jnp.int32),
+            prompt_mask=jnp.ones([num_prompts, 1], bool),
+            completion=jnp.zeros(completion_mask.shape, jnp.int32),
+            completion_mask=completion_mask,
+            sampler_log_probs=none if sampler_log_probs is None else sampler_log_probs,
+            support_log_mass=none,
+            truncated=jnp.zeros([num_prompts, group_size], bool)
+            if truncated is None
+            else truncated,
+        )
 
 
 @jax.tree_util.register_dataclass

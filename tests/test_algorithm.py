@@ -240,6 +240,16 @@ def test_a_step_on_a_kept_support_sees_no_mismatch():
     assert kept.metrics[0]["finite"]
 
 
+def test_credit_with_a_kept_support_compares_whole_distributions():
+    sampling = dataclasses.replace(SAMPLING, top_p=0.7, keep_support=True)
+    result = step(objectives.rloo(kl_coef=0.5), ref=networks.params(), sampling=sampling)
+    # The reference is the policy: no KL, whatever was cut away from what was sampled.
+    rewards = odd_tokens(result.batch.rollout)
+    others = (rewards.sum(axis=1, keepdims=True) - rewards) / 3
+    np.testing.assert_allclose(result.batch.advantages[..., 0], rewards - others, atol=1e-5)
+    assert (result.batch.rollout.support_log_mass < -0.1).any()
+
+
 def test_keeping_a_support_that_nothing_cuts_is_refused():
     with pytest.raises(ValueError, match="keep_support is True, but nothing is cut away"):
         Sampling(max_new_tokens=4, keep_support=True)

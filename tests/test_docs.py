@@ -97,9 +97,10 @@ def run_blocks(page, monkeypatch):
                 run_tests(module)
             else:
                 exec(code, shared)
-                for name, function in list(shared.items()):
-                    if ">>>" in (getattr(function, "__doc__", None) or "") and name in source:
-                        run_examples(function.__doc__, shared, where)
+                for function in list(shared.values()):
+                    own = getattr(function, "__module__", None) == page.stem
+                    if own and ">>>" in (function.__doc__ or ""):
+                        run_examples(function.__doc__, dict(shared), where)
         elif language == "pycon":
             run_examples(source, shared, where)
         count += language in ("python", "pycon")

@@ -207,7 +207,16 @@ class Objective:
             loss. Values of padding, NaN included, change neither it nor its gradient.
 
         Raises:
-            ValueError: something it needs is not given.
+            ValueError: something it needs is not given, or has another shape than the mask.
+
+        >>> from grpo_jax.objectives import dr_grpo, prepare
+        >>> from grpo_jax.types import Rollout
+        >>> mask = jnp.array([[[True, True], [True, False]]])
+        >>> objective = dr_grpo(max_new_tokens=2)
+        >>> batch = prepare(objective, Rollout.from_arrays(mask), jnp.array([[1.0, 0.0]]))
+        >>> log_probs = jnp.full([1, 2, 2], -0.7)
+        >>> jax.grad(objective.loss)(log_probs, batch).tolist()
+        [[[-0.125, -0.125], [0.125, 0.0]]]
         """
         return self.loss_and_measures(
             log_probs,
@@ -231,6 +240,13 @@ class Objective:
         """The loss, and what is worth watching beside it, in a form that adds up over parts."""
         rollout, coefs = batch.rollout, coefs or {}
         mask = rollout.completion_mask
+        given = {"log_probs": log_probs, "entropy": entropy, "support_log_mass": support_log_mass}
+        given |= {"old_log_probs": batch.old_log_probs, "ref_log_probs": batch.ref_log_probs}
+        for name, array in given.items():
+            if array is not None and array.shape != mask.shape:
+                raise ValueError(
+                    f"{name} has shape {array.shape}; the completions have [P, G, T] = {mask.shape}"
+                )
         counted = mask if batch.mask is None else batch.mask
         weights = call(self.weights, {"mask": counted}) if batch.weights is None else batch.weights
         # Masked first: junk in the padding must not reach exp, nor its gradient.

@@ -18,6 +18,9 @@ def cispo(*, max_ratio: float = 5.0, min_ratio: float = 0.0) -> Objective:
         max_ratio: 1 + ε_high, a bound on the ratio itself. The paper tunes it and does not publish
             it; 5 is ScaleRL's (arXiv:2510.13786).
         min_ratio: 1 - ε_low; 0 is no lower bound, as in the paper's experiments.
+
+    Choice: the equation is written for one prompt; the mean is over the tokens of all groups of an
+    optimizer step (`weights.prompt_mean` is the other reading).
     """
     return Objective(
         advantages=advantages.group_normalize,

@@ -32,7 +32,7 @@ def dapo(
     `rewards.soft_overlong` with a limit of 20480 tokens and a band of 4096 there.
     Choice: the equation is written for one prompt; the mean is over the tokens of all groups of an
     optimizer step, as in the authors' code (`weights.prompt_mean` is the other reading).
-    Run: G = 16, 512 prompts, 16 updates a step, learning rate 1e-6, temperature 1.
+    Run: G = 16, 512 prompts, 16 updates a step, learning rate 1e-6.
     """
     return Objective(
         advantages=advantages.group_normalize,

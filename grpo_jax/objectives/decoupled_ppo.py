@@ -20,8 +20,9 @@ def decoupled_ppo(*, clip_eps: float = 0.2) -> Objective:
     Args:
         clip_eps: ε.
 
-    Choices: credit is GRPO's (the paper's is a reward of ±5 with λ = 1), and the weight π_old/μ has
-    no bound, as printed; AReaL can leave out tokens above one (`corrections.masked`).
+    Choices: the mean is over all tokens of the batch, as in AReaL (the equation has a sum); credit
+    is GRPO's (the paper's is a reward of ±5 with λ = 1); the weight π_old/μ has no bound, as
+    printed, where AReaL can leave out tokens above one (`corrections.masked`).
     """
     return Objective(
         advantages=advantages.group_normalize,

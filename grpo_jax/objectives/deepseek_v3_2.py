@@ -21,6 +21,8 @@ def deepseek_v3_2(
         kl_coef: β, not published (it differs by domain, and may be 0); R1's.
         max_drift: δ in nats a token, not published.
 
+    Choice: the paper's π_old is what the sampler reported, in M and, as it is written, in ρ. Here M
+    takes the sampler, and ρ the policy at the start of the step.
     Keep Sampling Mask, the paper's fourth part, is a setting of the sampler:
     `Sampling(top_p=..., keep_support=True)`. Keep Routing has no part in dense models.
     """

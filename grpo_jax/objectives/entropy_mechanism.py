@@ -27,7 +27,8 @@ def clip_cov(
         cov_low, cov_high: the interval that they are drawn from.
         clip_eps: ε, not printed.
 
-    Means are over all tokens of an update: micro-batches are refused.
+    Choice: tokens that the clip holds already are not drawn, as in the authors' code; the interval
+    is open. Means are over all tokens of an update: micro-batches are refused.
     Run: G = 8, 256 prompts, 8 updates a step, temperature 1.
     """
     return Objective(

@@ -17,6 +17,7 @@ def gvpo(*, coef: float = 0.1) -> Objective:
     Args:
         coef: β, in units of reward per nat.
 
+    Choice: prompts are weighed by their completions that have a token; with full groups, equally.
     Run: G = 4, 1024 prompts, 4 updates a step, learning rate 1e-6 (the authors' script).
     """
     return Objective(

@@ -24,8 +24,8 @@ def icepop(
     count in |o_i|. https://arxiv.org/abs/2510.18855, section 2.3.2
 
     Args:
-        min_ratio: α, of the authors' blog.
-        max_ratio: β, likewise.
+        min_ratio: α. Paper and blog leave both open; 0.5 and 5 are what verl starts from.
+        max_ratio: β.
         clip_eps: ε.
         kl_coef: γ, not published.
     """

@@ -18,7 +18,8 @@ def pkpo(*, k: int) -> Objective:
         k: completions of which the best counts, at most G. The paper tries 1, 4 and 8 of 16.
 
     Choices: those of `ops.pass_at_k.pass_at_k`; with weights that are a mean over the group, the
-    advantages are G times s.
+    advantages are G times s. A completion without a token has no weight, and its prompt so much
+    less.
     """
     return Objective(
         advantages=partial(pass_at_k.pass_at_k, k=k),

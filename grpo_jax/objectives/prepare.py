@@ -25,6 +25,7 @@ def prepare(
     values: jax.Array | None = None,
     entropy: jax.Array | None = None,
     sum_sq_probs: jax.Array | None = None,
+    old_support_log_mass: jax.Array | None = None,
     coefs: Mapping[str, jax.Array] | None = None,
 ) -> Batch:
     """Applies an objective's credit and selection to scored groups.
@@ -45,10 +46,20 @@ def prepare(
         values: [P, G, T] float, a critic's (PPO).
         entropy: [P, G, T] float, of the policy that sampled (top-entropy tokens).
         sum_sq_probs: [P, G, T] float, Σ π² over the vocabulary (optimal token baseline).
+        old_support_log_mass: [P, G, T] float, where the support was kept and `old_log_probs` are
+            renormalised over it: credit compares whole distributions.
         coefs: `kl` as a controller has left it, for a KL in the reward.
 
     Raises:
         ValueError: arrays of other shapes, one that is missing, or one that would be ignored.
+
+    >>> from grpo_jax.objectives import dr_grpo
+    >>> mask = jnp.array([[[True, True], [True, False]]])
+    >>> batch = prepare(
+    ...     dr_grpo(max_new_tokens=2), Rollout.from_arrays(mask), jnp.array([[1.0, 0.0]])
+    ... )
+    >>> batch.advantages.tolist()
+    [[[0.5], [-0.5]]]
     """
     shape = rollout.truncated.shape
     if rewards.shape[: len(shape)] != shape or rewards.ndim > len(shape) + 1:
@@ -65,8 +76,19 @@ def prepare(
         "sum_sq_probs": sum_sq_probs,
     }
     _check_extra(objective, extra, old_log_probs, ref_log_probs)
+    by_token = {"old_log_probs": old_log_probs, "ref_log_probs": ref_log_probs, "values": values}
+    by_token |= {"entropy": entropy, "sum_sq_probs": sum_sq_probs}
+    for name, array in by_token.items():
+        if array is not None and array.shape != rollout.completion_mask.shape:
+            raise ValueError(
+                f"{name} has shape {array.shape}; the completions have [P, G, T] = "
+                f"{rollout.completion_mask.shape}"
+            )
     mask = rollout.completion_mask
-    arrays = extra | {"mask": mask, "truncated": rollout.truncated, "old_log_probs": old_log_probs}
+    whole = old_log_probs
+    if old_log_probs is not None and old_support_log_mass is not None:
+        whole = old_log_probs + old_support_log_mass
+    arrays = extra | {"mask": mask, "truncated": rollout.truncated, "old_log_probs": whole}
     arrays["lengths"] = mask.sum(axis=-1)
     if rewards.ndim > len(shape):
         if reward_weights is None:
@@ -79,10 +101,10 @@ def prepare(
         )
     arrays["rewards"] = rewards
     if objective.kl is not None and objective.kl_in_reward:
-        assert old_log_probs is not None  # looked at above
+        assert whole is not None  # looked at above
         assert ref_log_probs is not None
         given = {
-            "log_probs": jnp.where(mask, old_log_probs, 0.0),
+            "log_probs": jnp.where(mask, whole, 0.0),
             "ref_log_probs": jnp.where(mask, ref_log_probs, 0.0),
             "mask": mask,
         }

@@ -17,7 +17,7 @@ def tis(*, max_ratio: float = 2.0, clip_eps: float = 0.2, kl_coef: float = 0.0) 
     efficient RL framework secretly brings you off-policy RL training", blog, August 2025.
 
     Args:
-        max_ratio: C. The text leaves it open; 2 is what slime, verl and TRL start from.
+        max_ratio: C. The text leaves it open; 2 is what slime and verl start from.
         clip_eps: ε.
         kl_coef: β.
 

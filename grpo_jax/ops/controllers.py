@@ -85,8 +85,8 @@ def adaptive_entropy_coef(
     Reference: Skywork-OR1, arXiv:2505.22312 (adaptive entropy control). The other half of its rule
     is `active_entropy_coef`.
     Choice: exactly at the target it is lowered, as in the authors' code; huggingface/trl raises
-    it. No default for target and step: the paper's 0.2 nats are its model's (that library takes
-    0.2 and 0.005).
+    it. The paper has no bounds; `low=-inf` takes away the lower one. No default for target and
+    step: the paper's 0.2 nats are its model's (that library takes 0.2 and 0.005).
 
     >>> [adaptive_entropy_coef(0.5, h, target=0.2, step=0.25).item() for h in (0.1, 0.3)]
     [0.75, 0.25]

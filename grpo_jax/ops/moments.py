@@ -97,6 +97,7 @@ def over_std(values: jax.Array, variance: jax.Array, *, eps: float) -> jax.Array
     """
     if not eps >= 0:
         raise ValueError(f"eps is {eps}; it is added to a standard deviation: give 0 or more")
-    # √ has no slope at 0: what is not taken must not be computed from 0 either.
-    std = jnp.sqrt(jnp.where(variance > 0, variance, 1.0))
-    return jnp.where(variance > 0, values / (std + eps), 0.0)
+    # √ has no slope at 0: what is not taken must not be computed from 0 either. A variance that is
+    # NaN (of infinite values) stays NaN: it must not pass for no spread.
+    std = jnp.sqrt(jnp.where(variance == 0, 1.0, variance))
+    return jnp.where(variance == 0, 0.0, values / (std + eps))

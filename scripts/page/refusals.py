@@ -42,12 +42,14 @@ COMPOSING = (
 )
 PREPARING = (
     "prepare(grpo(), rollout, rewards[0])",
+    "prepare(grpo(), rollout, rewards, old_log_probs=log_probs[..., :2])",
     "prepare(grpo(), rollout, rewards, reward_weights=jnp.ones(2))",
     "prepare(gdpo(), rollout, rewards)",
     "prepare(remax(kl_coef=0.0), rollout, rewards)",
     "prepare(grpo(), rollout, rewards, greedy_rewards=jnp.zeros(2))",
 )
 IN_THE_LOSS = (
+    "dapo().loss(log_probs[..., :2], prepare(dapo(), rollout, rewards))",
     "grpo().loss(log_probs, prepare(grpo(), rollout, rewards))",
     "skywork_or1().loss(log_probs, prepare(skywork_or1(), rollout, rewards))",
     "by_token.loss(log_probs, prepare(by_token, rollout, rewards))",
@@ -125,13 +127,5 @@ _NAMES: dict[str, Any] = {name: getattr(objectives, name) for name in objectives
 def _arrays() -> dict[str, Any]:
     """Two groups of two completions of three tokens."""
     shape = (2, 2, 3)
-    rollout = Rollout(
-        prompt=jnp.zeros((2, 1), jnp.int32),
-        prompt_mask=jnp.ones((2, 1), bool),
-        completion=jnp.zeros(shape, jnp.int32),
-        completion_mask=jnp.ones(shape, bool),
-        sampler_log_probs=jnp.zeros(shape),
-        support_log_mass=jnp.zeros(shape),
-        truncated=jnp.zeros(shape[:2], bool),
-    )
+    rollout = Rollout.from_arrays(jnp.ones(shape, bool))
     return {"rollout": rollout, "rewards": jnp.zeros(shape[:2]), "log_probs": jnp.zeros(shape)}
