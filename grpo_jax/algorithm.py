@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 import optax
 
@@ -44,6 +45,7 @@ def grpo_step(
     draw_prompts: Callable[[int], Prompts],
     score: Callable[[Rollout], Any],
     *,
+    score_greedy: Callable[[Rollout], jax.Array] | None = None,
     group_size: int,
     sampling: Sampling,
     num_minibatches: int = 1,
@@ -62,9 +64,9 @@ def grpo_step(
         draw_prompts: number of the phase, from 0 -> its P prompts, always as many and as wide.
             There is one phase, unless the objective samples again for groups without a signal.
         score: a rollout -> rewards [P, G] or [P, G, K] float, NaN where a completion has none; or a
-            dict of `rewards` and other arrays that `prepare` takes. Runs on the host. Where the
-            objective compares with the greedy completion, it is also asked for that one, as a
-            group of one.
+            dict of `rewards` and other arrays that `prepare` takes. Runs on the host.
+        score_greedy: the same of one greedy completion a prompt -> [P, 1], where the objective
+            compares with it; None asks `score`.
         group_size: G.
         sampling: how completions are drawn; training needs a temperature above 0.
         num_minibatches: optimizer steps per pass over the batch, of whole groups each.
@@ -79,6 +81,16 @@ def grpo_step(
         raise ValueError(
             f"kl_coef is {objective.kl_coef}, but there are no ref_params; give the reference's, "
             "or kl_coef=0"
+        )
+    if state.coefs.keys() != objective.initial_coefs().keys():
+        raise ValueError(
+            f"the state has coefs {sorted(state.coefs)}, the objective adapts "
+            f"{sorted(objective.initial_coefs())}; begin with coefs=objective.initial_coefs()"
+        )
+    if objective.reference is not None and state.ref_params is None:
+        raise ValueError(
+            "the objective moves its reference, but the state has no ref_params; begin with a copy "
+            "of the parameters there"
         )
     num_updates, rounds = num_minibatches * num_epochs, objective.max_sampling_rounds
 
@@ -101,12 +113,14 @@ def grpo_step(
 
     # 2 score [P, G], on the host
     def scores(rollout: Rollout) -> dict[str, Any]:
-        found = {}
-        if "greedy_rewards" in objective.needs:
-            greedy = greedy_rewards(policy, state.params, rollout, score, sampling=sampling)
-            found["greedy_rewards"] = greedy
         rewards = score(rollout)
-        return found | (rewards if isinstance(rewards, dict) else {"rewards": rewards})
+        found = rewards if isinstance(rewards, dict) else {"rewards": rewards}
+        if "greedy_rewards" not in objective.needs:
+            return found
+        greedy = greedy_rewards(
+            policy, state.params, rollout, score_greedy or score, sampling=sampling
+        )
+        return found | {"greedy_rewards": greedy}
 
     if rounds == 1:
         rollout = sample(0)

@@ -42,11 +42,12 @@ def anchor_arrays(
     """
     found: dict[str, Any] = {}
     beside = objective.needs & {"entropy", "sum_sq_probs"}
-    if objective.needs_old or (num_updates > 1 and not objective.sampler_anchor):
+    moves = num_updates > 1 and objective.uses_anchor and not objective.sampler_anchor
+    if objective.needs_old or moves:
         asked: dict[str, Any] = {f"with_{name}": True for name in sorted(beside)}
         said = completion_log_probs(policy, params, rollout, temperature=temperature, **asked)
         found = {"old_log_probs": said.drawn} | {name: getattr(said, name) for name in beside}
-        if objective.needs_old and said.support_log_mass is not None:
+        if objective.credits_by_policy and said.support_log_mass is not None:
             found["old_support_log_mass"] = said.support_log_mass
     if objective.needs_reference:
         said = completion_log_probs(policy, ref_params, rollout, temperature=temperature)

@@ -28,7 +28,8 @@ def groups_with_signal(
 
     Args:
         sample: number of the phase, from 0 -> a rollout of P groups.
-        scores: a rollout -> arrays [P, ...] by name, `rewards` [P, G] or [P, G, K] among them.
+        scores: a rollout -> arrays [P, ...] by name, `rewards` [P, G] or [P, G, K] among them, and
+            perhaps `signal_rewards` [P, G], by which a signal is then judged.
         max_rounds: phases at most.
 
     Returns:
@@ -45,7 +46,8 @@ def groups_with_signal(
     for phase in range(max_rounds):
         rollouts.append(sample(phase))
         arrays.append(scores(rollouts[-1]))
-        here = _has_signal(jnp.asarray(arrays[-1]["rewards"]))
+        judged_by = arrays[-1].get("signal_rewards", arrays[-1]["rewards"])
+        here = _has_signal(jnp.asarray(judged_by))
         signal = np.concatenate([signal, here])
         if signal.sum() >= here.size:
             break

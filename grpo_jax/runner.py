@@ -57,6 +57,7 @@ def run(
     network: Network | None = None,
     rewards: Mapping[str, RewardFn] | None = None,
     reward_weights: Mapping[str, float] | None = None,
+    signal_reward: str | None = None,
 ) -> dict[str, Any]:
     """Trains, and leaves a run directory behind.
 
@@ -67,6 +68,9 @@ def run(
         network: the model; by default what `config.model` names.
         rewards: reward functions by name; by default the task's own.
         reward_weights: of each in the sum that is normalised; 1 by default.
+        signal_reward: the function by which a group counts as having a signal, for objectives that
+            select by it (a punishment of length would give one to groups that are all right); by
+            default the sum.
 
     Returns:
         the summary that is also written to summary.json: `held_out_before`, `held_out_after` (mean
@@ -86,7 +90,12 @@ def run(
     if config.run_dir and not config.resume:
         check_unused(Path(config.run_dir))
     network = pretrained(config.model) if network is None else network
-    loop = _Loop(config, task, objective, network, rewards, weights)
+    if signal_reward is not None and signal_reward not in rewards:
+        raise ValueError(
+            f"signal_reward is {signal_reward!r}; it must be one of {', '.join(rewards)}"
+        )
+    signal = None if signal_reward is None else list(rewards).index(signal_reward)
+    loop = _Loop(config, task, objective, network, rewards, weights, signal)
     if directory:
         loop.restore(directory)
         directory.rewind(int(loop.state.step))
@@ -108,9 +117,10 @@ class _Loop:
         network: Network,
         rewards: Mapping[str, RewardFn],
         weights: Mapping[str, float],
+        signal: int | None,
     ):
         self.config, self.task, self.objective, self.network = config, task, objective, network
-        self.rewards = rewards
+        self.rewards, self.signal = rewards, signal
         self.reward_weights = list(weights.values())
         self.optimizer, self.schedule = make_optimizer(config)
         self.sampling = Sampling(
@@ -153,6 +163,8 @@ class _Loop:
                 f"group_size is {config.group_size}; a group of one has nothing to be compared "
                 "with: 2 or more"
             )
+        if self.signal is not None and not objective.selects_by_signal:
+            raise ValueError("signal_reward is given, but this objective selects nothing by signal")
         size = config.num_prompts // config.num_minibatches
         if objective.of_the_whole_step and 0 < config.micro_batch_prompts < size:
             raise ValueError(
@@ -217,7 +229,7 @@ class _Loop:
             lambda questions, completions: self._rewards_of(questions, completions, step),
             reward_weights=self.reward_weights,
             by_function="rewards_by_function" in self.objective.needs,
-            group_size=config.group_size,
+            signal=self.signal,
             max_prompt_tokens=config.max_prompt_tokens,
         )
         state, batch, updates, chosen = grpo_step(
@@ -228,6 +240,7 @@ class _Loop:
             ref_params,
             groups.draw_prompts,
             groups.score,
+            score_greedy=groups.score_greedy,
             group_size=config.group_size,
             sampling=self.sampling,
             num_minibatches=config.num_minibatches,
@@ -404,10 +417,16 @@ class _Loop:
                 "lose the run",
                 "yellow",
             )
+        if config.num_minibatches * config.num_epochs > 1 and not self.objective.uses_anchor:
+            self.console.say(
+                "several updates a step, but this objective has no ratio: from the second one "
+                "on it is off-policy and does not correct for that",
+                "yellow",
+            )
         with stop_signal() as stop:
             for step in range(first + 1, config.steps + 1):
                 history.append(self.step(ref_params))
-                if step in _ADVICE_AFTER:
+                if step in _ADVICE_AFTER and self.objective.compares_within_group:
                     for line in metrics.advice(history):
                         self.console.say(f"after step {step}: {line}", "yellow")
                 if config.checkpoint_every and step % config.checkpoint_every == 0:

@@ -23,7 +23,7 @@ class StepGroups:
         rewards_of: questions, completions -> [P, G, K], a layer for each reward function.
         reward_weights: [K], of each in the sum.
         by_function: the objective takes the layers and not their sum.
-        group_size: G.
+        signal: the reward function by which a group has a signal, by its place in K; None: the sum.
         max_prompt_tokens: L, the width that prompts are padded to.
 
     Attributes:
@@ -40,12 +40,12 @@ class StepGroups:
         *,
         reward_weights: Sequence[float],
         by_function: bool,
-        group_size: int,
+        signal: int | None,
         max_prompt_tokens: int,
     ):
         self._questions_at, self._rewards_of, self._tokenizer = questions_at, rewards_of, tokenizer
         self._reward_weights, self._gives_layers = reward_weights, by_function
-        self._group_size, self._max_prompt_tokens = group_size, max_prompt_tokens
+        self._signal, self._max_prompt_tokens = signal, max_prompt_tokens
         self._data: list[QuestionBatch] = []
         self._layers: list[np.ndarray] = []
         self.position = position
@@ -59,18 +59,29 @@ class StepGroups:
         return pad_prompts(data.questions, data.ids, max_prompt_tokens=self._max_prompt_tokens)
 
     def score(self, rollout: Rollout) -> dict[str, jax.Array]:
-        """The rewards of the latest phase's rollout, [P, G], or [P, G, K] with their weights."""
-        completions = decode_completions(rollout, self._tokenizer)
-        layers = self._rewards_of(self._data[-1].questions, completions)
-        rewards = jnp.asarray(weighted_sum(layers, self._reward_weights), jnp.float32)
-        if len(completions[0]) != self._group_size:  # a greedy baseline: compared with, not kept
-            return {"rewards": rewards}
+        """The rewards of the latest phase's rollout: [P, G], or [P, G, K] with their weights; and
+        what a signal is judged by."""
+        completions, layers = self._scored(rollout)
         self.completions += completions
         self._layers.append(layers)
-        if not self._gives_layers:
-            return {"rewards": rewards}
-        weights = jnp.asarray(self._reward_weights, jnp.float32)
-        return {"rewards": jnp.asarray(layers, jnp.float32), "reward_weights": weights}
+        found = {}
+        if self._signal is not None:
+            found["signal_rewards"] = jnp.asarray(layers[:, :, self._signal], jnp.float32)
+        if self._gives_layers:
+            found["reward_weights"] = jnp.asarray(self._reward_weights, jnp.float32)
+            return found | {"rewards": jnp.asarray(layers, jnp.float32)}
+        return found | {"rewards": self._summed(layers)}
+
+    def score_greedy(self, rollout: Rollout) -> jax.Array:
+        """The rewards of the latest phase's greedy completions [P, 1]; not kept."""
+        return self._summed(self._scored(rollout)[1])
+
+    def _scored(self, rollout: Rollout) -> tuple[list[list[Completion]], np.ndarray]:
+        completions = decode_completions(rollout, self._tokenizer)
+        return completions, self._rewards_of(self._data[-1].questions, completions)
+
+    def _summed(self, layers: np.ndarray) -> jax.Array:
+        return jnp.asarray(weighted_sum(layers, self._reward_weights), jnp.float32)
 
     @property
     def num_phases(self) -> int:

@@ -41,7 +41,8 @@ class Rollout:
         completion_mask: [P, G, T] bool, True on tokens that the policy chose, its end token
             included. Nothing else enters a loss.
         sampler_log_probs: [P, G, T] float32, in nats, under the distribution each token was drawn
-            from (its temperature, its top-k, top-p, min-p support); 0 outside the mask.
+            from (its temperature, its top-k, top-p, min-p support); 0 outside the mask. None only
+            where nothing compares with the sampler.
         support_log_mass: [P, G, T] float32, log of the probability that this support had before it
             was cut out and renormalised: 0 where nothing was cut. `sampler_log_probs +
             support_log_mass` is the log-probability under the whole distribution.
@@ -54,7 +55,7 @@ class Rollout:
     prompt_mask: jax.Array
     completion: jax.Array
     completion_mask: jax.Array
-    sampler_log_probs: jax.Array
+    sampler_log_probs: jax.Array | None
     support_log_mass: jax.Array
     truncated: jax.Array
     support: jax.Array | None = None
@@ -76,14 +77,13 @@ class Rollout:
         (1, 2)
         """
         num_prompts, group_size, _ = completion_mask.shape
-        none = jnp.zeros(completion_mask.shape)
         return Rollout(
             prompt=jnp.zeros([num_prompts, 1], jnp.int32),
             prompt_mask=jnp.ones([num_prompts, 1], bool),
             completion=jnp.zeros(completion_mask.shape, jnp.int32),
             completion_mask=completion_mask,
-            sampler_log_probs=none if sampler_log_probs is None else sampler_log_probs,
-            support_log_mass=none,
+            sampler_log_probs=sampler_log_probs,
+            support_log_mass=jnp.zeros(completion_mask.shape),
             truncated=jnp.zeros([num_prompts, group_size], bool)
             if truncated is None
             else truncated,

@@ -102,8 +102,10 @@ def update(
             coefs=state.coefs,
         )
         anchor = said.drawn if part.old_log_probs is None else part.old_log_probs
-        drawn = part.rollout.sampler_log_probs
-        if part.rollout.support is None:  # like to like: the whole distribution
+        sampler = part.rollout.sampler_log_probs
+        drawn = anchor if sampler is None else sampler
+        if sampler is not None and part.rollout.support is None:
+            # Like to like: under the whole distribution.
             drawn = drawn + part.rollout.support_log_mass
         counted = part.rollout.completion_mask if part.mask is None else part.mask
         mismatch = jnp.where(part.rollout.completion_mask, jnp.abs(drawn - anchor), 0.0)

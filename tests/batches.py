@@ -150,7 +150,10 @@ def prepared(objective: objectives.Objective, example: Example) -> Batch:
         objective,
         rollout,
         rewards,
-        example.old_log_probs,
+        # An anchor that nothing looks at is refused.
+        example.old_log_probs
+        if not objective.sampler_anchor or objective.credits_by_policy
+        else None,
         example.ref_log_probs if objective.needs_reference else None,
         **{name: getattr(example, name) for name in named},
     )

@@ -82,7 +82,7 @@ DECIDED: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "pkpo": ({"k": 2}, {}),
     "skywork_or1": ({"entropy_coef": 0.005}, {}),
     "tis": ({"kl_coef": 0.1}, {}),
-    "top_entropy": ({"entropy_share": 0.5}, {}),
+    "top_entropy": ({"entropy_share": 0.6}, {}),
     "vespo": ({}, SHORT),
 }
 PRESETS = [name for name in objectives.__all__ if name not in ("Objective", "prepare")]

@@ -142,12 +142,21 @@ def test_remax_compares_with_the_greedy_completion_of_each_prompt():
 
     objective = objectives.remax(kl_coef=0.0)
     result = step(objective, score=score, group_size=2)
-    greedy, sampled = rollouts
+    sampled, greedy = rollouts
     assert greedy.completion.shape[1] == 1
     assert (greedy.sampler_log_probs == 0).all()  # the greedy policy is certain
     assert (greedy.support_log_mass[greedy.completion_mask] < 0).all()
     wanted = odd_tokens(sampled) - odd_tokens(greedy)
     np.testing.assert_allclose(result.batch.advantages[..., 0], wanted, atol=1e-6)
+
+
+def test_a_state_that_lacks_what_the_objective_keeps_is_refused():
+    plain = new_state(objectives.grpo())
+    moving = dataclasses.replace(objectives.grpo(), reference=partial(references.refresh, every=2))
+    with pytest.raises(ValueError, match="moves its reference, but the state has no ref_params"):
+        step(moving, plain, ref=networks.params(3))
+    with pytest.raises(ValueError, match=r"the objective adapts .*'entropy'"):
+        step(objectives.skywork_or1(), plain)
 
 
 # -- references and coefficients that move -------------------------------------------------------

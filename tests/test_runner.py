@@ -140,6 +140,48 @@ def test_what_an_objective_keeps_is_resumed(tmp_path):
             assert len({c["reward"] for c in line["completions"]}) > 1
 
 
+def test_a_greedy_baseline_is_no_part_of_the_record(tmp_path):
+    """ReMax with one completion a prompt, as its paper has it."""
+    toys.run(tmp_path / "run", steps=2, paper=objectives.remax(kl_coef=0.0), group_size=1)
+    for line in toys.lines(tmp_path / "run", "completions.jsonl"):
+        assert len(line["completions"]) == 1
+    found = toys.metrics(tmp_path / "run")
+    mean = np.mean([c["reward"] for c in _completions(tmp_path / "run", step=1)])
+    np.testing.assert_allclose(found[0]["reward"], mean, rtol=1e-6)
+
+
+def _completions(run_dir, step):
+    lines = toys.lines(run_dir, "completions.jsonl")
+    return [c for line in lines if line["step"] == step for c in line["completions"]]
+
+
+def test_a_group_of_one_is_refused_where_groups_are_compared(tmp_path):
+    with pytest.raises(ValueError, match="group_size is 1; a group of one has nothing"):
+        toys.run(tmp_path / "run", steps=2, group_size=1)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_signal_is_judged_by_the_function_that_is_named(tmp_path):
+    def task(question, completions):
+        return [1.0] * len(completions)
+
+    def punished(question, completions):
+        return [-i / 10 for i in range(len(completions))]
+
+    fields = {"rewards": {"task": task, "punished": punished}, "steps": 1, "group_size": 4}
+    paper = objectives.dapo(max_sampling_rounds=2)
+    toys.run(tmp_path / "sum", paper=paper, **fields)
+    toys.run(tmp_path / "task", paper=paper, signal_reward="task", **fields)
+    rounds = [
+        toys.metrics(tmp_path / name)[0]["dynamic_sampling/rounds"] for name in ("sum", "task")
+    ]
+    assert rounds == [1, 2]
+    with pytest.raises(ValueError, match="signal_reward is 'x'; it must be one of task, punished"):
+        toys.run(tmp_path / "no", paper=paper, signal_reward="x", **fields)
+    with pytest.raises(ValueError, match="selects nothing by signal"):
+        toys.run(tmp_path / "no", signal_reward="task", **fields)
+
+
 def test_resuming_keeps_the_schedule(tmp_path):
     fields = {"warmup_steps": 3, "lr_schedule": "cosine", "learning_rate": 1e-2, "steps": 6}
     toys.run(tmp_path / "whole", **fields)

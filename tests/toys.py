@@ -87,6 +87,7 @@ def run(
     paper=None,
     rewards=None,
     reward_weights=None,
+    signal_reward=None,
     **fields,
 ):
     """A run of the small toy with these fields, in this directory; GRPO, or another paper."""
@@ -98,6 +99,7 @@ def run(
         objective=paper or objective(c.kl_coef),
         rewards=rewards,
         reward_weights=reward_weights,
+        signal_reward=signal_reward,
     )
 
 

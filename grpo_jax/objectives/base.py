@@ -7,20 +7,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from grpo_jax.objectives.choices import PLACES, Choice, call, check_names, function_of, names
+from grpo_jax.objectives.checks import check_objective, refuse
+from grpo_jax.objectives.choices import PLACES, Choice, call, function_of, names
 from grpo_jax.objectives.measures import Measures, measure
 from grpo_jax.ops import covariance, ratios, returns
 from grpo_jax.ops import kl as kl_ops
-from grpo_jax.ops import weights as weight_ops
 from grpo_jax.types import Batch
 
-# Sums over a sequence's tokens, under which a sequence's ratio counts once for each of its tokens.
-_SUM_OVER_TOKENS = {
-    weight_ops.token_mean,
-    weight_ops.token_mean_of_parts,
-    weight_ops.prompt_mean,
-    weight_ops.seq_mean_token_sum,
-}
 # Statistics of all tokens of an optimizer step: of a part of it they would be others.
 _OF_THE_WHOLE_STEP = {covariance.clip_cov, covariance.kl_cov}
 
@@ -81,25 +74,11 @@ class Objective:
     max_sampling_rounds: int = 1
 
     def __post_init__(self):
-        for place, choices in self._choices().items():
-            for choice in choices:
-                check_names(place, choice)
-        self._check_kl()
-        self._check_ratio()
-        if not self.entropy_coef >= 0:
-            _refuse(f"entropy_coef is {self.entropy_coef}", "it must be 0 or more")
-        if self.entropy_gate and not self.entropy_controller:
-            _refuse("an entropy_gate without an entropy_controller", "give both")
-        if self.max_sampling_rounds < 1:
-            _refuse(
-                f"max_sampling_rounds is {self.max_sampling_rounds}",
-                "it must be at least 1, which takes the groups as they come",
-            )
-        self._try()
+        check_objective(self)
 
     # -- what it asks for ----------------------------------------------------------------------
 
-    def _choices(self) -> dict[str, tuple[Choice, ...]]:
+    def choices(self) -> dict[str, tuple[Choice, ...]]:
         """The choices in each place."""
         found = {place: getattr(self, place) for place in PLACES}
         return {
@@ -126,6 +105,24 @@ class Objective:
     def needs_old(self) -> bool:
         """Whether credit or selection look at the policy that sampled, however many updates."""
         return bool(self.needs & {"old_log_probs", "entropy", "sum_sq_probs"})
+
+    @property
+    def credits_by_policy(self) -> bool:
+        """Whether credit or selection look at `old_log_probs`."""
+        return self.kl_in_reward or "old_log_probs" in self.names_of_credit
+
+    @property
+    def uses_anchor(self) -> bool:
+        """Whether the loss compares the policy with the one that the step started from."""
+        named = names(self.surrogate).union(*(names(choice) for choice in self.corrections))
+        ratio_corrected = self.kl is not None and "token_log_ratio" in names(self.kl)
+        return bool(named & {"log_ratio", "old_log_probs"}) or ratio_corrected
+
+    @property
+    def selects_by_signal(self) -> bool:
+        """Whether a group without a signal is left out or sampled anew."""
+        by_rewards = any("rewards" in names(rule) for rule in self.select)
+        return by_rewards or self.max_sampling_rounds > 1
 
     @property
     def needs_reference(self) -> bool:
@@ -241,12 +238,16 @@ class Objective:
         rollout, coefs = batch.rollout, coefs or {}
         mask = rollout.completion_mask
         given = {"log_probs": log_probs, "entropy": entropy, "support_log_mass": support_log_mass}
+        given |= {"sampler_log_probs": rollout.sampler_log_probs}
         given |= {"old_log_probs": batch.old_log_probs, "ref_log_probs": batch.ref_log_probs}
         for name, array in given.items():
             if array is not None and array.shape != mask.shape:
                 raise ValueError(
                     f"{name} has shape {array.shape}; the completions have [P, G, T] = {mask.shape}"
                 )
+        unknown = sorted(coefs.keys() - {"kl", "entropy", "entropy_acting"})
+        if unknown:
+            raise ValueError(f"coefs hold {unknown[0]!r}; there are kl, entropy, entropy_acting")
         counted = mask if batch.mask is None else batch.mask
         weights = call(self.weights, {"mask": counted}) if batch.weights is None else batch.weights
         # Masked first: junk in the padding must not reach exp, nor its gradient.
@@ -254,14 +255,14 @@ class Objective:
         drawn = whole
         if support_log_mass is not None:
             drawn = whole - jnp.where(mask, support_log_mass, 0.0)
-        if self.sampler_anchor:
-            old = rollout.sampler_log_probs
-        else:
-            old = batch.old_log_probs
+        sampler = rollout.sampler_log_probs
+        if self.sampler_anchor and sampler is None:
+            raise ValueError("the anchor is the sampler, but the rollout has no sampler_log_probs")
+        old = sampler if self.sampler_anchor else batch.old_log_probs
         old = jax.lax.stop_gradient(drawn) if old is None else jnp.where(mask, old, 0.0)
         arrays = {
             "old_log_probs": old,
-            "sampler_log_probs": jnp.where(mask, rollout.sampler_log_probs, 0.0),
+            "sampler_log_probs": None if sampler is None else jnp.where(mask, sampler, 0.0),
             "advantages": batch.advantages,
             "mask": mask,
             "key": key,
@@ -272,7 +273,7 @@ class Objective:
             if self.log_ratio is not None:
                 given["log_ratio"] = call(self.log_ratio, given)
                 if given["log_ratio"].shape[-1] < batch.advantages.shape[-1]:
-                    _refuse(
+                    refuse(
                         "advantages by token with one ratio for the sequence",
                         "take log_ratio=ratios.sequence_token, which has the same value",
                     )
@@ -311,95 +312,3 @@ class Objective:
         region = policy_term if names(self.surrogate) & {"log_ratio", "old_log_probs"} else None
         found = measure(counted, drawn, token_log_ratio, batch.advantages, region, estimates)
         return loss, jax.lax.stop_gradient(found)
-
-    # -- refusals ------------------------------------------------------------------------------
-
-    def _check_kl(self) -> None:
-        if not self.kl_coef >= 0:
-            _refuse(f"kl_coef is {self.kl_coef}", "it must be 0 or more (0: no reference)")
-        if self.kl_coef and self.kl is None:
-            _refuse(f"kl_coef is {self.kl_coef} without an estimate", "give kl=kl.k3")
-        if not self.kl_coef:
-            for name in ("kl_controller", "reference", "kl_in_reward"):
-                if getattr(self, name):
-                    _refuse(f"{name} with kl_coef 0", "there is no reference that it would act on")
-        if not self.kl_in_reward:
-            return
-        named = names(self.advantages)
-        if "token_penalty" not in named:
-            credit = function_of(self.advantages).__name__
-            why = "would leave it out"
-            if named & {"values", "greedy_rewards"}:
-                why = "compares with a value of rewards that are free of it"
-            _refuse(
-                f"a KL in the reward, but {credit} {why}",
-                "take a credit rule that names token_penalty, or kl_in_reward=False",
-            )
-        if self.kl is not None and "token_log_ratio" in names(self.kl):
-            _refuse(
-                "a ratio-corrected KL in the reward",
-                "its gradient flows through the ratio, and a reward has none: take kl.k1",
-            )
-
-    def _check_ratio(self) -> None:
-        surrogate = function_of(self.surrogate).__name__
-        takes = "log_ratio" in names(self.surrogate)
-        if takes and self.log_ratio is None:
-            _refuse(f"{surrogate} without a log_ratio", "give ratios.token or ratios.sequence")
-        if not takes and self.log_ratio is not None:
-            _refuse(
-                f"{surrogate} takes no log_ratio: {function_of(self.log_ratio).__name__} would be "
-                "ignored",
-                "give log_ratio=None",
-            )
-        by_sequence = self.log_ratio is not None and function_of(self.log_ratio) in {
-            ratios.sequence,
-            ratios.sequence_token,
-        }
-        by_length = by_sequence and function_of(self.weights) in _SUM_OVER_TOKENS
-        if by_length and not self.length_weighted:
-            _refuse(
-                f"a sequence ratio under {function_of(self.weights).__name__} counts a sequence "
-                "once for each of its tokens",
-                "take weights.seq_mean_token_mean, or ask for it with length_weighted=True",
-            )
-        if self.length_weighted and not by_length:
-            _refuse(
-                "length_weighted without a sequence ratio under weights that sum over tokens",
-                "leave it out",
-            )
-        if self.sampler_anchor and self.corrections:
-            drift = {"old_log_probs", "sampler_log_probs"}
-            for correction in self.corrections:
-                if drift <= names(correction):
-                    _refuse(
-                        f"sampler_anchor with {function_of(correction).__name__}",
-                        "the ratio is that to the sampler already, and would count twice",
-                    )
-
-    def _try(self) -> None:
-        """Traces the loss on two groups of two, so that a setting breaks its rule here and now."""
-        shape = (2, 2, 2)
-        logits = jax.ShapeDtypeStruct(shape, jnp.float32)
-        mask = jax.ShapeDtypeStruct(shape, jnp.bool_)
-        credit = jax.ShapeDtypeStruct((2, 2, 1), jnp.float32)
-
-        def loss(log_probs, mask, credit, key):
-            arrays = dict.fromkeys(("log_probs", "old_log_probs", "ref_log_probs"), log_probs)
-            arrays |= {"sampler_log_probs": log_probs, "advantages": credit, "mask": mask}
-            arrays |= {"key": key, "token_log_ratio": log_probs}
-            if self.log_ratio is not None:
-                arrays["log_ratio"] = call(self.log_ratio, arrays)
-            found = [call(self.surrogate, arrays)]
-            found += [call(correction, arrays) for correction in self.corrections]
-            return found + ([call(self.kl, arrays)] if self.kl is not None else [])
-
-        key = jax.eval_shape(lambda: jax.random.key(0))
-        try:
-            jax.eval_shape(loss, logits, mask, credit, key)
-        except ValueError as error:  # without what JAX says of its tracebacks
-            raise ValueError(str(error)) from None
-
-
-def _refuse(what: str, way_out: str) -> None:
-    raise ValueError(f"{what}; {way_out}")

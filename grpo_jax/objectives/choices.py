@@ -66,6 +66,13 @@ def names(choice: Choice, *, required: bool = False) -> frozenset[str]:
     )
 
 
+def name_of(choice: Choice) -> str:
+    """What an error calls a choice: its name, with its file where that alone says nothing."""
+    function = function_of(choice)
+    name = getattr(function, "__name__", repr(function))
+    return f"{function.__module__.rpartition('.')[2]}.{name}" if name == "credit" else name
+
+
 def call(choice: Choice, arrays: Mapping[str, Any]) -> Any:
     """The choice's value, given those of the arrays that it names (None: there is no such array).
 
@@ -76,7 +83,7 @@ def call(choice: Choice, arrays: Mapping[str, Any]) -> Any:
     missing = sorted(names(choice, required=True) - given.keys())
     if missing:
         raise ValueError(
-            f"{function_of(choice).__name__} needs {', '.join(missing)}, which it was not given; "
+            f"{name_of(choice)} needs {', '.join(missing)}, which it was not given; "
             f"there are {', '.join(sorted(n for n in arrays if arrays[n] is not None))}"
         )
     return choice(**given)
@@ -88,10 +95,17 @@ def check_names(place: str, choice: Choice) -> None:
     Raises:
         ValueError: names the parameter, and what there is.
     """
+    parameters = inspect.signature(choice).parameters
     unknown = sorted(names(choice, required=True) - PLACES[place])
+    # An array may be optional; one that is never there is a slip of the pen.
+    unknown += sorted(
+        name
+        for name in names(choice) - PLACES[place] - set(unknown)
+        if parameters[name].default is None
+    )
     if unknown:
         raise ValueError(
-            f"{place}: {function_of(choice).__name__} has a parameter {unknown[0]!r}; what it can "
+            f"{place}: {name_of(choice)} has a parameter {unknown[0]!r}; what it can "
             f"be given here is {', '.join(sorted(PLACES[place]))}. Bind settings with "
             "functools.partial"
         )

@@ -19,6 +19,7 @@ def cispo(*, max_ratio: float = 5.0, min_ratio: float = 0.0) -> Objective:
             it; 5 is ScaleRL's (arXiv:2510.13786).
         min_ratio: 1 - ε_low; 0 is no lower bound, as in the paper's experiments.
 
+    Left out: DAPO's dynamic sampling and punishment of length, which the paper uses beside it.
     Choice: the equation is written for one prompt; the mean is over the tokens of all groups of an
     optimizer step (`weights.prompt_mean` is the other reading).
     """

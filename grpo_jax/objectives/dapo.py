@@ -24,7 +24,9 @@ def dapo(
         clip_eps_low: the paper's 0.2.
         clip_eps_high: the paper's 0.28 (clip-higher, section 3.1).
         max_sampling_rounds: phases of sampling a step may take to find groups with a signal
-            (dynamic sampling, section 3.2). The paper has no cap.
+            (dynamic sampling, section 3.2). The paper has no cap. A signal is judged by the sum
+            of the rewards, or by those of the task alone (`run(signal_reward=...)`), which is what
+            the paper means: a punishment of length would give one to a group that is all right.
         filter_truncated: leaves truncated completions out of the loss (overlong filtering, section
             3.4); their rewards still count in their groups.
 

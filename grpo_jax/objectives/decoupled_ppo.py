@@ -21,7 +21,7 @@ def decoupled_ppo(*, clip_eps: float = 0.2) -> Objective:
         clip_eps: ε.
 
     Choices: the mean is over all tokens of the batch, as in AReaL (the equation has a sum); credit
-    is GRPO's (the paper's is a reward of ±5 with λ = 1); the weight π_old/μ has no bound, as
+    is GRPO's (the paper's is a reward of ±5 on the last token); the weight π_old/μ has no bound, as
     printed, where AReaL can leave out tokens above one (`corrections.masked`).
     """
     return Objective(

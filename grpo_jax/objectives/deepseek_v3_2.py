@@ -14,15 +14,15 @@ def deepseek_v3_2(
         J = 1/G Σ_i 1/|o_i| Σ_t [ M_i min(ρ A, clip(ρ, 1-ε, 1+ε) A) - β ρ k3 ]
         A_i = r_i - mean(r),   M_i = 0 where A_i < 0 and 1/|o_i| Σ_t log(μ/π) > δ, else 1
 
-    with the gradient of ρ k3 through ρ, and μ the sampler. https://arxiv.org/abs/2512.02556
+    with ρ = π/μ, the gradient of ρ k3 through ρ, and μ the sampler. https://arxiv.org/abs/2512.02556
 
     Args:
         clip_eps: ε, not published; PPO's.
         kl_coef: β, not published (it differs by domain, and may be 0); R1's.
-        max_drift: δ in nats a token, not published.
+        max_drift: δ in nats a token, not published; 0.5 is what TRL suggests.
 
-    Choice: the paper's π_old is what the sampler reported, in M and, as it is written, in ρ. Here M
-    takes the sampler, and ρ the policy at the start of the step.
+    The paper's π_old is what the sampler reported, here μ: in ρ as well as in M.
+
     Keep Sampling Mask, the paper's fourth part, is a setting of the sampler:
     `Sampling(top_p=..., keep_support=True)`. Keep Routing has no part in dense models.
     """
@@ -34,4 +34,5 @@ def deepseek_v3_2(
         weights=weights.seq_mean_token_mean,
         kl=partial(kl.ratio_corrected, estimate=kl.k3),
         kl_coef=kl_coef,
+        sampler_anchor=True,
     )

@@ -27,6 +27,7 @@ def clip_cov(
         cov_low, cov_high: the interval that they are drawn from.
         clip_eps: ε, not printed.
 
+    Left out: the paper drops groups that are all right or all wrong (`selection.signal_groups`).
     Choice: tokens that the clip holds already are not drawn, as in the authors' code; the interval
     is open. Means are over all tokens of an update: micro-batches are refused.
     Run: G = 8, 256 prompts, 8 updates a step, temperature 1.

@@ -13,8 +13,9 @@ def gpg() -> Objective:
     with B completions in the batch, M of them in groups without a signal, and A held fixed; the
     loss is -J. https://arxiv.org/abs/2504.02546
 
-    There is no ratio: take one update a step. Choice: the mean is over the tokens of all groups;
-    the paper writes it for one (`weights.prompt_mean`).
+    There is no ratio: take one update a step. Left out: the paper goes on collecting until 60 % of
+    the completions are in groups with a signal (`max_sampling_rounds` is the nearest). Choice: the
+    mean is over the tokens of all groups; the paper writes it for one (`weights.prompt_mean`).
     Run: G = 8, 144 prompts, learning rate 1e-6.
     """
     return Objective(

@@ -11,7 +11,7 @@ def gspo(*, clip_eps_low: float = 3e-4, clip_eps_high: float = 4e-4) -> Objectiv
     """Group Sequence Policy Optimization: GRPO with the geometric mean of a sequence's ratios.
 
         J = 1/G Σ_i min(s_i A_i, clip(s_i, 1-ε_low, 1+ε_high) A_i)             (equation 5)
-        s_i = exp(1/|o_i| Σ_t log(π/π_old)),   A_i = (r_i - mean(r)) / std(r)  (equations 6, 7)
+        s_i = exp(1/|o_i| Σ_t log(π/π_old)),   A_i = (r_i - mean(r)) / std(r)  (section 4.1)
 
     without KL; the loss is -J. https://arxiv.org/abs/2507.18071
 

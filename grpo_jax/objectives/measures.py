@@ -14,8 +14,9 @@ from grpo_jax.ops import diagnostics
 
 Measures = dict[str, jax.Array]
 
-# Of a log-probability. Far below any bound in use (GSPO's 3e-4), far above the rounding of float32.
-_NUDGE = 1e-5
+# Of a log-probability. The small one is far below any bound in use (GSPO's 3e-4); the large one
+# shows a slope that changes by less than float32 would show of the small one.
+_NUDGE, _PUSH = 1e-5, 1e-3
 
 
 def measure(
@@ -71,8 +72,14 @@ def trust_region_acts(
     """
     slope = jax.grad(lambda x: jnp.sum(policy_term(x)))
     # Uneven steps: a loss of differences between completions must not stay as it was.
-    step = _NUDGE * (1.5 + jnp.cos(jnp.arange(log_probs.size, dtype=log_probs.dtype)))
-    return slope(log_probs) == slope(log_probs + step.reshape(log_probs.shape))
+    step = 1.5 + jnp.cos(jnp.arange(log_probs.size, dtype=log_probs.dtype))
+    # In units that a log-probability far below 0 still shows.
+    step = step.reshape(log_probs.shape) * jnp.maximum(1.0, jnp.abs(log_probs) / 32.0)
+    here = slope(log_probs)
+    nudged = here == slope(log_probs + _NUDGE * step)
+    # A push may lead back over the bound, but not in both directions.
+    pushed = (here == slope(log_probs + _PUSH * step)) | (here == slope(log_probs - _PUSH * step))
+    return nudged & pushed
 
 
 def combined(parts: Measures) -> Measures:

@@ -17,7 +17,8 @@ def otb(*, clip_eps: float = 0.2) -> Objective:
     Args:
         clip_eps: ε, PPO's.
 
-    Choices: those of `ops.token_baseline.optimal_token_baseline`.
+    Choices: clip and mean are those of common practice, the paper is about the credit; those of
+    `ops.token_baseline.optimal_token_baseline`.
     """
     return Objective(
         advantages=token_baseline.optimal_token_baseline,

@@ -6,9 +6,12 @@ import jax
 import jax.numpy as jnp
 
 from grpo_jax.objectives.base import Objective
-from grpo_jax.objectives.choices import call, function_of
+from grpo_jax.objectives.choices import call, name_of
 from grpo_jax.ops import advantages as credit_ops
 from grpo_jax.types import Batch, Rollout
+
+_MOST_NATS = 80.0
+"""What an infinite estimate of the KL in a reward counts as; the exponent that ratios end at."""
 
 
 def prepare(
@@ -26,6 +29,7 @@ def prepare(
     entropy: jax.Array | None = None,
     sum_sq_probs: jax.Array | None = None,
     old_support_log_mass: jax.Array | None = None,
+    signal_rewards: jax.Array | None = None,
     coefs: Mapping[str, jax.Array] | None = None,
 ) -> Batch:
     """Applies an objective's credit and selection to scored groups.
@@ -48,7 +52,11 @@ def prepare(
         sum_sq_probs: [P, G, T] float, Σ π² over the vocabulary (optimal token baseline).
         old_support_log_mass: [P, G, T] float, where the support was kept and `old_log_probs` are
             renormalised over it: credit compares whole distributions.
+        signal_rewards: [P, G] float, what selection sees as the rewards: those of the task, where
+            `rewards` has a punishment of length in it.
         coefs: `kl` as a controller has left it, for a KL in the reward.
+
+    A KL in the reward is that of `old_log_probs`; where it is infinite it counts as 80 nats.
 
     Raises:
         ValueError: arrays of other shapes, one that is missing, or one that would be ignored.
@@ -75,9 +83,14 @@ def prepare(
         "entropy": entropy,
         "sum_sq_probs": sum_sq_probs,
     }
+    if signal_rewards is not None and not objective.selects_by_signal:
+        raise ValueError("this objective selects nothing by signal_rewards; leave them out")
+    if old_support_log_mass is not None and not objective.credits_by_policy:
+        raise ValueError("this objective credits nothing by old_support_log_mass; leave it out")
     _check_extra(objective, extra, old_log_probs, ref_log_probs)
     by_token = {"old_log_probs": old_log_probs, "ref_log_probs": ref_log_probs, "values": values}
     by_token |= {"entropy": entropy, "sum_sq_probs": sum_sq_probs}
+    by_token |= {"old_support_log_mass": old_support_log_mass}
     for name, array in by_token.items():
         if array is not None and array.shape != rollout.completion_mask.shape:
             raise ValueError(
@@ -95,6 +108,11 @@ def prepare(
             reward_weights = jnp.ones(rewards.shape[-1:], rewards.dtype)
         arrays |= {"rewards_by_function": rewards, "reward_weights": reward_weights}
         rewards = credit_ops.weighted_sum(rewards, reward_weights)
+    elif "rewards_by_function" in objective.needs:
+        raise ValueError(
+            f"{name_of(objective.advantages)} takes the rewards of each function by itself; give "
+            f"rewards of shape [P, G, K], not {rewards.shape}"
+        )
     elif reward_weights is not None:
         raise ValueError(
             "reward_weights belong to rewards [P, G, K]; these are [P, G]: leave them out"
@@ -109,12 +127,23 @@ def prepare(
             "mask": mask,
         }
         coef = (coefs or {}).get("kl", objective.kl_coef)
-        arrays["token_penalty"] = coef * call(objective.kl, given)
+        # A token that one of the two calls impossible: a penalty that statistics can bear.
+        nats = call(objective.kl, given)
+        nats = jnp.where(jnp.isinf(nats), jnp.sign(nats) * _MOST_NATS, nats)
+        arrays["token_penalty"] = coef * nats
     advantages = call(objective.advantages, arrays)
+    if advantages.shape not in (shape, mask.shape):
+        raise ValueError(
+            f"{name_of(objective.advantages)} gives advantages of shape {advantages.shape}; they "
+            f"are [P, G] = {shape}, or by token [P, G, T] = {mask.shape}"
+        )
     advantages = advantages[..., None] if advantages.ndim == len(shape) else advantages
     counted = mask
     for rule in objective.select:
-        counted = call(rule, arrays | {"mask": counted, "advantages": advantages})
+        seen = {"mask": counted, "advantages": advantages}
+        if signal_rewards is not None:
+            seen["rewards"] = signal_rewards
+        counted = call(rule, arrays | seen)
     return Batch(
         rollout,
         jax.lax.stop_gradient(advantages),
@@ -138,10 +167,13 @@ def _check_extra(
         missing |= {"ref_log_probs"}
     if missing:
         raise ValueError(
-            f"{function_of(objective.advantages).__name__} (or a selection rule) needs "
+            f"{name_of(objective.advantages)} (or a selection rule) needs "
             f"{', '.join(sorted(missing))}; give prepare what it names"
         )
-    ignored = sorted(there - objective.names_of_credit - {"old_log_probs"})
+    looked_at = objective.names_of_credit
+    if not objective.sampler_anchor or objective.kl_in_reward:
+        looked_at |= {"old_log_probs"}
+    ignored = sorted(there - looked_at)
     if ignored:
         raise ValueError(
             f"this objective looks at no {ignored[0]}; leave it out, or take one that does"

@@ -16,8 +16,8 @@ def reinforce_plus_plus(*, clip_eps: float = 0.2, kl_coef: float = 0.01) -> Obje
     https://arxiv.org/abs/2501.03262
 
     Args:
-        clip_eps: ε, not published; PPO's.
-        kl_coef: β, not published; 0.01 is what OpenRLHF, the authors' code, starts from.
+        clip_eps: ε; not in the paper's latest version; PPO's.
+        kl_coef: β; not there either; 0.01 is what OpenRLHF, the authors' code, starts from.
 
     Prompts are not told apart: a group of one will do. Choice: mean and std are over tokens, as in
     the authors' code; the paper can be read as over completions.

@@ -1,5 +1,6 @@
 """Skywork-OR1 (MAGIC): entropy held at a target. arXiv:2505.22312, section 3."""
 
+import math
 from functools import partial
 
 from grpo_jax.objectives.base import Objective
@@ -38,7 +39,10 @@ def skywork_or1(
         select=(selection.signal_groups,),
         entropy_coef=entropy_coef,
         entropy_controller=partial(
-            controllers.adaptive_entropy_coef, target=target_entropy, step=entropy_coef_step
+            controllers.adaptive_entropy_coef,
+            target=target_entropy,
+            step=entropy_coef_step,
+            low=-math.inf,  # the rule as printed has no floor
         ),
         entropy_gate=partial(controllers.active_entropy_coef, target=target_entropy),
     )

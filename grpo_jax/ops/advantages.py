@@ -69,7 +69,7 @@ def group_normalize(rewards: jax.Array, *, eps: float = 1e-6, ddof: int = 0) -> 
     """
     rewards, scored = moments.scored(rewards)
     centred = moments.deviations(rewards, scored, axis=-1)
-    spread = moments.variance(centred, scored, axis=-1, ddof=ddof)
+    spread = moments.std(centred, scored, axis=-1, ddof=ddof)
     return moments.over_std(centred, spread, eps=eps)
 
 
@@ -136,7 +136,7 @@ def leave_one_out_normalize(rewards: jax.Array, *, eps: float = 1e-6) -> jax.Arr
     others = jnp.broadcast_to(rewards[..., None, :], shape)
     counted = ~(jnp.broadcast_to(jnp.eye(size, dtype=bool), shape) | jnp.isnan(others))
     apart = moments.deviations(others, counted, axis=-1)
-    spread = moments.variance(apart, counted, axis=-1, ddof=1)[..., 0]
+    spread = moments.std(apart, counted, axis=-1, ddof=1)[..., 0]
     return jnp.where(spread > 0, moments.over_std(centred, spread, eps=eps), centred)
 
 

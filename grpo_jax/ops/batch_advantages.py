@@ -48,7 +48,7 @@ def batch_scaled(
     deviations = group_center(rewards)
     rewards, scored = moments.scored(rewards)
     apart = moments.deviations(deviations if centred else rewards, scored)
-    spread = moments.variance(apart, scored, ddof=ddof)
+    spread = moments.std(apart, scored, ddof=ddof)
     return moments.over_std(deviations, spread, eps=eps)
 
 
@@ -120,7 +120,7 @@ def _beta_of_rates(rate: jax.Array, counted: jax.Array) -> tuple[jax.Array, jax.
     """α and β, of one entry each, from the success rates [..., 1] of the groups that count."""
     groups = jnp.maximum(counted.sum(), 1)
     mean = jnp.where(counted, rate, 0.0).sum(keepdims=True) / groups
-    variance = moments.variance(moments.deviations(rate, counted), counted, ddof=1)
+    variance = jnp.square(moments.std(moments.deviations(rate, counted), counted, ddof=1))
     # Equal rates may differ by the rounding of their sums. A lone one has variance 0.
     fits = variance > (4 * jnp.finfo(rate.dtype).eps) ** 2
     size = mean * (1 - mean) / jnp.where(fits, variance, 1.0) - 1
@@ -211,5 +211,5 @@ def gdpo(
     total, scored = moments.scored(total)
     # Each group adds up to 0, and so does the batch: taking its mean away would only put that
     # mean's rounding where a group has no signal.
-    spread = moments.variance(moments.deviations(total, scored), scored, ddof=ddof)
+    spread = moments.std(moments.deviations(total, scored), scored, ddof=ddof)
     return moments.over_std(jnp.where(scored, total, 0.0), spread, eps=eps)

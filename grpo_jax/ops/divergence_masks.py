@@ -50,7 +50,8 @@ def dppo_tv(
         ValueError: a threshold is negative, or `max_ratio` not above 1.
 
     Reference: DPPO, arXiv:2602.04879, binary total variation.
-    Choice: thresholds of the authors' example in verl; prime-rl has 0.2. max_ratio as in verl.
+    Choice: thresholds of the authors' example in verl, max_ratio as in verl; the paper's largest
+    runs have 0.2 and 5 (`objectives.dppo_tv`).
 
     >>> log_probs, old = jnp.log(jnp.array([0.9, 0.02])), jnp.log(jnp.array([0.6, 0.01]))
     >>> loss = lambda x: dppo_tv(x, old, jnp.array([1.0]), jnp.ones(2, bool)).sum()
@@ -86,8 +87,9 @@ def dppo_kl(
         eps_high: likewise, more likely.
 
     Reference: DPPO, arXiv:2602.04879, binary KL.
-    Choice: thresholds of the authors' example in verl. As there, 1e-8 is added to both
-    complements: a log-probability rounded to 0 must not look like an infinite divergence.
+    Choice: thresholds of the authors' example in verl and of the paper, whose max_ratio is 5. As in
+    verl, 1e-8 is added to both complements: a log-probability rounded to 0 must not look like an
+    infinite divergence.
 
     >>> log_probs, old = jnp.log(jnp.array([0.9, 0.02])), jnp.log(jnp.array([0.6, 0.01]))
     >>> loss = lambda x: dppo_kl(x, old, jnp.array([1.0]), jnp.ones(2, bool)).sum()

@@ -42,6 +42,8 @@ def k1(log_probs: jax.Array, ref_log_probs: jax.Array) -> jax.Array:
 def k2(log_probs: jax.Array, ref_log_probs: jax.Array) -> jax.Array:
     """u² / 2: never negative, biased as a value. Arguments and errors as for `k1`.
 
+    Reference: J. Schulman, "Approximating KL divergence", 2020.
+
     >>> k2(jnp.array([-1.0, -2.0]), jnp.array([-1.5, -2.0])).tolist()
     [0.125, 0.0]
     """

@@ -38,7 +38,7 @@ def batch_whiten(rewards: jax.Array, *, eps: float = 1e-6, ddof: int = 1) -> jax
     """
     rewards, scored = moments.scored(rewards)
     centred = moments.deviations(rewards, scored)
-    return moments.over_std(centred, moments.variance(centred, scored, ddof=ddof), eps=eps)
+    return moments.over_std(centred, moments.std(centred, scored, ddof=ddof), eps=eps)
 
 
 def token_whiten(
@@ -80,7 +80,7 @@ def token_whiten(
     advantages = advantages.astype(working_dtype(advantages))
     advantages = jnp.broadcast_to(advantages, mask.shape)
     centred = moments.deviations(advantages, mask)
-    spread = moments.variance(centred, mask, ddof=ddof)
+    spread = moments.std(centred, mask, ddof=ddof)
     if center:
         return moments.over_std(centred, spread, eps=eps)
     kept = jnp.where(mask, advantages, 0.0)

@@ -22,7 +22,6 @@ WITHOUT_REFERENCE = {
     "diagnostics.pass_rate": "definition",
     "draws.inverse_cdf": "inversion sampling",
     "kl.k1": "in the docstring of the module",
-    "kl.k2": "in the docstring of the module",
     "log_probs.chunked": "an order of computing",
     "log_probs.entropy": "definition",
     "log_probs.token_log_probs": "definition",

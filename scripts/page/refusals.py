@@ -17,8 +17,8 @@ import jax
 import jax.numpy as jnp
 
 from grpo_jax import objectives
-from grpo_jax.objectives import base, choices
-from grpo_jax.ops import advantages, corrections, kl, ratios, returns, weights
+from grpo_jax.objectives import base, checks, choices
+from grpo_jax.ops import advantages, corrections, kl, ratios, returns, selection, weights
 from grpo_jax.types import Rollout
 
 COMPOSING = (
@@ -38,13 +38,23 @@ COMPOSING = (
     "replace(skywork_or1(), entropy_controller=None)",
     "dapo(max_sampling_rounds=0)",
     "grpo(clip_eps=-0.2)",
+    "replace(grpo(), corrections=(corrections.truncated, corrections.masked))",
+    "replace(gpg(), sampler_anchor=True)",
+    "replace(dapo(), select=selection.signal_groups)",
+    "replace(grpo(), entropy_coef=jnp.inf)",
     "tis(max_ratio=0.5)",
+    "pkpo(k=0)",
+    "deepseek_r1(refresh_every=0)",
 )
 PREPARING = (
     "prepare(grpo(), rollout, rewards[0])",
     "prepare(grpo(), rollout, rewards, old_log_probs=log_probs[..., :2])",
     "prepare(grpo(), rollout, rewards, reward_weights=jnp.ones(2))",
     "prepare(gdpo(), rollout, rewards)",
+    "prepare(rloo(), rollout, rewards)",
+    "prepare(grpo(), rollout, rewards, signal_rewards=rewards)",
+    "prepare(dapo(), rollout, rewards, old_support_log_mass=log_probs)",
+    "prepare(replace(dapo(), advantages=first_only), rollout, rewards)",
     "prepare(remax(kl_coef=0.0), rollout, rewards)",
     "prepare(grpo(), rollout, rewards, greedy_rewards=jnp.zeros(2))",
 )
@@ -52,6 +62,9 @@ IN_THE_LOSS = (
     "dapo().loss(log_probs[..., :2], prepare(dapo(), rollout, rewards))",
     "grpo().loss(log_probs, prepare(grpo(), rollout, rewards))",
     "skywork_or1().loss(log_probs, prepare(skywork_or1(), rollout, rewards))",
+    "vespo().loss(log_probs, prepare(vespo(), rollout, rewards))",
+    "tis().loss(log_probs, prepare(tis(), rollout, rewards))",
+    "dapo().loss(log_probs, prepare(dapo(), rollout, rewards), coefs={'beta': 0.1})",
     "by_token.loss(log_probs, prepare(by_token, rollout, rewards))",
 )
 BY_TOKEN = "replace(gspo(), advantages=returns.reinforce_plus_plus_baseline)"
@@ -92,15 +105,15 @@ def unprovoked() -> list[str]:
 
 
 def _sites() -> list[tuple[str, range]]:
-    """File and lines of what refuses: `raise ...`, or a call of `_refuse`."""
+    """File and lines of what refuses: `raise ...`, or a call of `refuse`."""
     found = []
-    for module in (base, choices, inspect.getmodule(objectives.prepare)):
+    for module in (base, checks, choices, inspect.getmodule(objectives.prepare)):
         assert module is not None
         assert module.__file__ is not None
         for node in ast.walk(ast.parse(pathlib.Path(module.__file__).read_text())):
-            if isinstance(node, ast.FunctionDef) and node.name == "_refuse":
+            if isinstance(node, ast.FunctionDef) and node.name == "refuse":
                 node.body.clear()  # what it raises is its callers'
-            calls = isinstance(node, ast.Call) and getattr(node.func, "id", "") == "_refuse"
+            calls = isinstance(node, ast.Call) and getattr(node.func, "id", "") == "refuse"
             if calls or isinstance(node, ast.Raise):
                 assert isinstance(node, ast.expr | ast.stmt)
                 lines = range(node.lineno, (node.end_lineno or node.lineno) + 1)
@@ -114,12 +127,14 @@ _NAMES: dict[str, Any] = {name: getattr(objectives, name) for name in objectives
         objectives.gspo(), advantages=returns.reinforce_plus_plus_baseline
     ),
     "corrections": corrections,
+    "first_only": lambda rewards: rewards[:, 0],
     "jnp": jnp,
     "kl": kl,
     "partial": partial,
     "ratios": ratios,
     "replace": dataclasses.replace,
     "returns": returns,
+    "selection": selection,
     "weights": weights,
 }
 

@@ -16,6 +16,9 @@ from grpo_jax.ops import (
     corrections,
     kl,
     ratios,
+    references,
+    selection,
+    sequence_surrogates,
     surrogates,
     values,
     weights,
@@ -96,20 +99,20 @@ def penalised_returns_without_critic(rewards, mask, values):
         ),
         (
             {"log_ratio": ratios.sequence, "weights": weights.token_mean},
-            "counts a sequence once for each of its tokens; .* length_weighted=True",
+            "counts it once for each of its tokens; .* length_weighted=True",
         ),
         (
             {
                 "log_ratio": ratios.sequence_token,
                 "weights": partial(weights.seq_mean_token_sum, constant=8),
             },
-            "counts a sequence once for each of its tokens",
+            "counts it once for each of its tokens",
         ),
         (
             {"log_ratio": ratios.sequence, "weights": weights.prompt_mean},
-            "counts a sequence once for each of its tokens",
+            "counts it once for each of its tokens",
         ),
-        ({"length_weighted": True}, "length_weighted without a sequence ratio"),
+        ({"length_weighted": True}, "length_weighted without one ratio or loss"),
         (
             {"sampler_anchor": True, "corrections": (corrections.truncated,)},
             "sampler_anchor with truncated; .* would count twice",
@@ -120,6 +123,31 @@ def penalised_returns_without_critic(rewards, mask, values):
         ),
         ({"surrogate": partial(surrogates.cispo, max_ratio=0.28)}, "max_ratio 0.28; .* 1 \\+ ε$"),
         ({"surrogate": partial(surrogates.dual_clipped, max_ratio=1.0)}, "max_ratio is 1.0"),
+        (
+            {"corrections": (corrections.truncated, corrections.masked)},
+            "corrections by truncated and masked; each has the ratio",
+        ),
+        ({"advantages": partial(advantages.group_normalize, ddof=2)}, "ddof is 2"),
+        ({"weights": partial(weights.seq_mean_token_sum, constant=0)}, "constant is 0"),
+        ({"select": (partial(selection.top_entropy, share=2.0),)}, r"share is 2\.0"),
+        (
+            {"kl": kl.k3, "kl_coef": 0.1, "reference": partial(references.refresh, every=0)},
+            "every is 0",
+        ),
+        (
+            {"surrogate": sequence_surrogates.gmpo, "weights": weights.token_mean},
+            "one ratio or loss for a sequence under token_mean",
+        ),
+        ({"select": selection.signal_groups}, "select is <function .*; give a tuple"),
+        ({"entropy_coef": float("inf")}, "entropy_coef is inf"),
+        (
+            {"surrogate": surrogates.policy_gradient, "log_ratio": None, "sampler_anchor": True},
+            "sampler_anchor, but policy_gradient compares with no anchor",
+        ),
+        (
+            {"advantages": lambda rewards, truncatd=None: rewards},
+            "advantages: <lambda> has a parameter 'truncatd'",
+        ),
         ({"max_sampling_rounds": 0}, "max_sampling_rounds is 0; it must be at least 1"),
         (
             {"advantages": lambda r: r},
@@ -155,18 +183,77 @@ def test_a_sequence_ratio_may_be_asked_to_count_by_length():
         (NO_KL, {"greedy_rewards": jnp.zeros(2)}, "looks at no greedy_rewards"),
         (NO_KL, {"entropy": jnp.zeros(SHAPE)}, "looks at no entropy"),
         (NO_KL, {"reward_weights": jnp.ones(1)}, r"belong to rewards \[P, G, K\]"),
-        (objectives.gdpo(), {}, "gdpo needs rewards_by_function"),
-        (objectives.remax(kl_coef=0.0), {}, "needs greedy_rewards; give prepare what it names"),
+        (
+            objectives.gdpo(),
+            {},
+            r"gdpo takes the rewards of each function by itself; .*\[P, G, K\]",
+        ),
+        (objectives.remax(kl_coef=0.0), {}, "remax.credit .*needs greedy_rewards; give prepare"),
         (objectives.grpo_process(kl_coef=0.0), {}, "needs step_ends, step_rewards"),
         (objectives.rloo(), {}, "needs old_log_probs, ref_log_probs"),
         (objectives.rloo(), {"old_log_probs": LOG_PROBS}, "needs ref_log_probs"),
         (objectives.otb(), {"sum_sq_probs": LOG_PROBS}, "needs old_log_probs"),
         (objectives.top_entropy(), {}, "needs entropy"),
+        (objectives.dapo(), {"old_support_log_mass": LOG_PROBS}, "credits nothing by old_support"),
+        (NO_KL, {"signal_rewards": REWARDS}, "selects nothing by signal_rewards"),
+        (objectives.vespo(), {"old_log_probs": LOG_PROBS}, "looks at no old_log_probs"),
+        (
+            dataclasses.replace(NO_KL, advantages=lambda rewards: rewards[:, 0]),
+            {},
+            r"advantages of shape \(2,\); they are \[P, G\] = \(2, 3\)",
+        ),
     ],
 )
 def test_prepare_refuses_what_is_missing_and_what_would_be_ignored(objective, given, says):
     with pytest.raises(ValueError, match=says):
         objectives.prepare(objective, rollout(), **({"rewards": REWARDS} | given))
+
+
+def test_an_objective_that_compares_with_the_sampler_wants_its_report():
+    alone = Rollout.from_arrays(MASK)
+    for objective, says in (
+        (objectives.vespo(), "the anchor is the sampler, but"),
+        (objectives.tis(), "truncated needs sampler_log_probs"),
+    ):
+        batch = objectives.prepare(objective, alone, REWARDS)
+        with pytest.raises(ValueError, match=says):
+            objective.loss(LOG_PROBS, batch)
+
+
+def test_selection_may_see_the_rewards_of_the_task_alone():
+    """Punished for length, a group that is all right would have a signal."""
+    punished = jnp.array([[1.0, 0.9, 0.8], [0.0, 1.0, 0.0]])
+    right = jnp.array([[1.0, 1.0, 1.0], [0.0, 1.0, 0.0]])
+    skywork = objectives.skywork_or1()
+    assert objectives.prepare(skywork, rollout(), punished).mask[0].any()
+    judged = objectives.prepare(skywork, rollout(), punished, signal_rewards=right)
+    assert not judged.mask[0].any()
+    assert judged.mask[1].any()
+
+
+def test_an_infinite_penalty_is_eighty_nats():
+    """Of a token that the reference calls impossible."""
+    ref = LOG_PROBS.at[0, 0, 0].set(-jnp.inf)
+    objective = objectives.reinforce_plus_plus(kl_coef=1.0)
+    batch = objectives.prepare(objective, rollout(), REWARDS, LOG_PROBS, ref)
+    bounded = LOG_PROBS.at[0, 0, 0].add(-80.0)
+    wanted = objectives.prepare(objective, rollout(), REWARDS, LOG_PROBS, bounded)
+    np.testing.assert_allclose(batch.advantages, wanted.advantages, rtol=1e-5, atol=1e-6)
+
+
+def test_arrays_of_another_shape_are_refused_and_not_broadcast():
+    batch = objectives.prepare(NO_KL, rollout(), REWARDS)
+    with pytest.raises(ValueError, match=r"log_probs has shape \(2, 3, 1\); .*\(2, 3, 4\)"):
+        NO_KL.loss(LOG_PROBS[..., :1], batch)
+    with pytest.raises(ValueError, match=r"old_log_probs has shape \(2, 3, 1\)"):
+        objectives.prepare(NO_KL, rollout(), REWARDS, LOG_PROBS[..., :1])
+
+
+def test_a_choice_of_ones_own_is_not_tried_on_made_up_shapes():
+    def credit(rewards):
+        return rewards.reshape(7, 5)
+
+    assert Objective(**(CENTRED | {"advantages": credit})).needs == set()
 
 
 def test_the_loss_says_what_it_lacks():

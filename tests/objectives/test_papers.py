@@ -85,7 +85,7 @@ def parameters(function):
 
 
 @pytest.mark.parametrize("name", PRESETS)
-def test_defaults_are_the_published_numbers(name):
+def test_defaults_are_those_of_the_oracle(name):
     ours = parameters(getattr(objectives, name))
     assert parameters(getattr(papers, name)) == {k: v for k, v in ours.items() if k not in OUTSIDE}
 

@@ -399,3 +399,12 @@ def test_other_types_and_shapes_are_refused(rule, shapes):
 def test_settings_that_break_their_rule_are_refused(rule, setting, message):
     with pytest.raises(ValueError, match=message):
         jax.eval_shape(partial(rule, **setting), jax.ShapeDtypeStruct(SHAPE, F32))
+
+
+@pytest.mark.parametrize("eps", [1e-6, 0.0])
+def test_rewards_of_any_size_are_normalized(eps):
+    """Squares of the largest and the smallest of these leave the range of float32."""
+    for size in (1e20, 3e38, 1.0) + ((1e-30,) if eps == 0 else ()):
+        found = advantages.group_normalize(jnp.array([size, 0.0, 0.0]), eps=eps)
+        np.testing.assert_allclose(found, [2**0.5, -(0.5**0.5), -(0.5**0.5)], rtol=1e-5)
+    assert np.isfinite(advantages.group_normalize(jnp.array([3e38, -3e38, 0.0]), eps=eps)).all()

@@ -11,6 +11,7 @@ mean, and one without a reward has advantage 0.
 """
 
 import cmath
+import dataclasses
 import math
 
 import numpy as np
@@ -133,7 +134,8 @@ def deepseek_r1(x, clip_eps=10.0, kl_coef=0.001):
 
 
 def deepseek_v3_2(x, clip_eps=0.2, kl_coef=0.001, max_drift=0.5):
-    """Equations 7 to 9: M on the policy term alone, the KL times ρ and through it."""
+    """Equations 7 to 9: M on the policy term alone, the KL times ρ and through it; ρ = π/μ."""
+    x = dataclasses.replace(x, old_log_probs=x.sampler_log_probs)
     scores = credit.group_center(x.rewards)
 
     def kept(i):
@@ -180,9 +182,10 @@ def dapo(x, clip_eps_low=0.2, clip_eps_high=0.28, filter_truncated=False):
 
 
 def top_entropy(x, entropy_share=0.2, clip_eps_low=0.2, clip_eps_high=0.28):
-    """Equation 6: the ⌈ρ n⌉ tokens of highest entropy, in the sum and in what divides it."""
+    """Equation 6, with the quantile between two tokens taken by interpolation, so that
+    1 + ⌊ρ (n - 1)⌋ tokens stay, in the sum and in what divides it."""
     scores = credit.group_normalize(x.rewards)
-    highest = sorted(x.entropy[x.mask])[-math.ceil(entropy_share * x.mask.sum()) :]
+    highest = sorted(x.entropy[x.mask])[-(1 + math.floor(entropy_share * (x.mask.sum() - 1))) :]
     mask = x.mask & (x.entropy >= highest[0])
     return clipped_loss(
         x, lambda i, t: scores[i], mean_over_tokens, clip_eps_low, clip_eps_high, mask
