@@ -43,8 +43,10 @@ _BY_RATIO = {
 def check_objective(objective: "Objective") -> None:
     """Raises ValueError with the reason, unless an objective's choices go together."""
     for place in ("corrections", "select"):
-        if not isinstance(getattr(objective, place), tuple):
-            refuse(f"{place} is {getattr(objective, place)!r}", "give a tuple of functions")
+        given = getattr(objective, place)
+        if not isinstance(given, tuple):
+            what = name_of(given) if callable(given) else repr(given)
+            refuse(f"{place} is {what}", "give a tuple of functions")
     for place, choices in objective.choices().items():
         for choice in choices:
             check_names(place, choice)

@@ -138,7 +138,7 @@ def penalised_returns_without_critic(rewards, mask, values):
             {"surrogate": sequence_surrogates.gmpo, "weights": weights.token_mean},
             "one ratio or loss for a sequence under token_mean",
         ),
-        ({"select": selection.signal_groups}, "select is <function .*; give a tuple"),
+        ({"select": selection.signal_groups}, "select is signal_groups; give a tuple"),
         ({"entropy_coef": float("inf")}, "entropy_coef is inf"),
         (
             {"surrogate": surrogates.policy_gradient, "log_ratio": None, "sampler_anchor": True},
