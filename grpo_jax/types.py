@@ -76,6 +76,11 @@ class Rollout:
         >>> Rollout.from_arrays(jnp.ones([1, 2, 3], bool)).truncated.shape
         (1, 2)
         """
+        if completion_mask.ndim != 3:
+            raise ValueError(
+                f"completion_mask has shape {completion_mask.shape}; it is [P, G, T]: "
+                "prompts, their completions, tokens"
+            )
         num_prompts, group_size, _ = completion_mask.shape
         return Rollout(
             prompt=jnp.zeros([num_prompts, 1], jnp.int32),

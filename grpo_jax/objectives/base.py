@@ -7,8 +7,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from grpo_jax.objectives.checks import check_objective, refuse
-from grpo_jax.objectives.choices import PLACES, Choice, call, function_of, names
+from grpo_jax.objectives.checks import ONE_LOSS_A_SEQUENCE, check_coefs, check_objective, refuse
+from grpo_jax.objectives.choices import PLACES, Choice, call, function_of, name_of, names
 from grpo_jax.objectives.measures import Measures, measure
 from grpo_jax.ops import covariance, ratios, returns
 from grpo_jax.ops import kl as kl_ops
@@ -215,14 +215,7 @@ class Objective:
         >>> jax.grad(objective.loss)(log_probs, batch).tolist()
         [[[-0.125, -0.125], [0.125, 0.0]]]
         """
-        return self.loss_and_measures(
-            log_probs,
-            batch,
-            entropy=entropy,
-            support_log_mass=support_log_mass,
-            key=key,
-            coefs=coefs,
-        )[0]
+        return self._loss(log_probs, batch, entropy, support_log_mass, key, coefs)[0]
 
     def loss_and_measures(
         self,
@@ -235,6 +228,19 @@ class Objective:
         coefs: Mapping[str, jax.Array] | None = None,
     ) -> tuple[jax.Array, Measures]:
         """The loss, and what is worth watching beside it, in a form that adds up over parts."""
+        loss, measures = self._loss(log_probs, batch, entropy, support_log_mass, key, coefs)
+        return loss, jax.lax.stop_gradient(measures())
+
+    def _loss(
+        self,
+        log_probs: jax.Array,
+        batch: Batch,
+        entropy: jax.Array | None,
+        support_log_mass: jax.Array | None,
+        key: jax.Array | None,
+        coefs: Mapping[str, jax.Array] | None,
+    ) -> tuple[jax.Array, Callable[[], Measures]]:
+        """The loss, and its measures when they are asked for: they cost more than it does."""
         rollout, coefs = batch.rollout, coefs or {}
         mask = rollout.completion_mask
         given = {"log_probs": log_probs, "entropy": entropy, "support_log_mass": support_log_mass}
@@ -245,9 +251,7 @@ class Objective:
                 raise ValueError(
                     f"{name} has shape {array.shape}; the completions have [P, G, T] = {mask.shape}"
                 )
-        unknown = sorted(coefs.keys() - {"kl", "entropy", "entropy_acting"})
-        if unknown:
-            raise ValueError(f"coefs hold {unknown[0]!r}; there are kl, entropy, entropy_acting")
+        check_coefs(coefs)
         counted = mask if batch.mask is None else batch.mask
         weights = call(self.weights, {"mask": counted}) if batch.weights is None else batch.weights
         # Masked first: junk in the padding must not reach exp, nor its gradient.
@@ -268,6 +272,13 @@ class Objective:
             "key": key,
         }
 
+        by_token = batch.advantages.shape[-1] > 1
+        if by_token and function_of(self.surrogate) in ONE_LOSS_A_SEQUENCE:
+            refuse(
+                f"advantages by token with {name_of(self.surrogate)}, one loss for a sequence",
+                "take credit by completion",
+            )
+
         def policy_term(drawn: jax.Array) -> jax.Array:
             given = arrays | {"log_probs": drawn}
             if self.log_ratio is not None:
@@ -282,23 +293,27 @@ class Objective:
         losses = policy_term(drawn)
         for correction in self.corrections:
             factor = call(correction, arrays | {"log_probs": jax.lax.stop_gradient(drawn)})
-            losses = losses * jax.lax.stop_gradient(factor)
+            # Either may be as large as e^80; their product must not leave the type.
+            most = jnp.finfo(losses.dtype).max / 1e6
+            losses = jnp.clip(losses * jax.lax.stop_gradient(factor), -most, most)
         token_log_ratio = ratios.token(drawn, old, mask)
-        estimates = {}
+        pair = {}
         if batch.ref_log_probs is not None:
-            ref = jnp.where(mask, batch.ref_log_probs, 0.0)
-            pair = {"log_probs": whole, "ref_log_probs": ref}
-            estimates = {"kl/k1": kl_ops.k1(**pair), "kl/k3": kl_ops.k3(**pair)}
-            if self.kl is not None:
-                given = pair | {"token_log_ratio": token_log_ratio, "mask": mask}
-                estimates["kl"] = call(self.kl, given)
+            pair = {
+                "log_probs": whole,
+                "ref_log_probs": jnp.where(mask, batch.ref_log_probs, 0.0),
+            }
+        estimate = None
+        if self.kl is not None and pair:
+            given = pair | {"token_log_ratio": token_log_ratio, "mask": mask}
+            estimate = call(self.kl, given)
         if self.kl_coef and not self.kl_in_reward:
-            if "kl" not in estimates:
+            if estimate is None:
                 raise ValueError(
                     f"kl_coef is {self.kl_coef}, but the batch holds no ref_log_probs; "
                     "compute them with completion_log_probs under the reference's parameters"
                 )
-            losses = losses + coefs.get("kl", self.kl_coef) * estimates["kl"]
+            losses = losses + coefs.get("kl", self.kl_coef) * estimate
         if self.has_entropy_bonus:
             if entropy is None:
                 raise ValueError(
@@ -309,6 +324,15 @@ class Objective:
             losses = losses - bonus
         # A factor of weight 0 does not take away an infinite loss: what is not counted is cut out.
         loss = jnp.sum(weights * jnp.where(counted, losses, 0.0))
-        region = policy_term if names(self.surrogate) & {"log_ratio", "old_log_probs"} else None
-        found = measure(counted, drawn, token_log_ratio, batch.advantages, region, estimates)
-        return loss, jax.lax.stop_gradient(found)
+
+        def measures() -> Measures:
+            estimates = {}
+            if pair:
+                estimates = {"kl/k1": kl_ops.k1(**pair), "kl/k3": kl_ops.k3(**pair)}
+            if estimate is not None:
+                estimates["kl"] = estimate
+            has_region = names(self.surrogate) & {"log_ratio", "old_log_probs"}
+            region = policy_term if has_region else None
+            return measure(counted, drawn, token_log_ratio, batch.advantages, region, estimates)
+
+        return loss, measures

@@ -2,6 +2,7 @@
 
 import functools
 import math
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -30,7 +31,7 @@ _SUM_OVER_TOKENS = {
     weights.seq_mean_token_sum,
 }
 _OF_A_SEQUENCE = {ratios.sequence, ratios.sequence_token, ratios.sequence_product}
-_ONE_LOSS_A_SEQUENCE = {regression.gvpo, sequence_surrogates.gmpo}
+ONE_LOSS_A_SEQUENCE = {regression.gvpo, sequence_surrogates.gmpo}
 # Factors π_old/μ, bounded in one way or another.
 _BY_RATIO = {
     corrections.truncated,
@@ -42,6 +43,9 @@ _BY_RATIO = {
 
 def check_objective(objective: "Objective") -> None:
     """Raises ValueError with the reason, unless an objective's choices go together."""
+    for place in ("advantages", "surrogate", "weights"):
+        if not callable(getattr(objective, place)):
+            refuse(f"{place} is {getattr(objective, place)!r}", "give a function")
     for place in ("corrections", "select"):
         given = getattr(objective, place)
         if not isinstance(given, tuple):
@@ -105,8 +109,13 @@ def _check_ratio(objective: "Objective") -> None:
             "give log_ratio=None",
         )
     ratio = objective.log_ratio
-    by_sequence = ratio is not None and function_of(ratio) in _OF_A_SEQUENCE
-    by_sequence |= function_of(objective.surrogate) in _ONE_LOSS_A_SEQUENCE
+    by_ratio = ratio is not None and function_of(ratio) in _OF_A_SEQUENCE
+    by_sequence = by_ratio or function_of(objective.surrogate) in ONE_LOSS_A_SEQUENCE
+    if function_of(objective.surrogate) is sequence_surrogates.gmpo and by_ratio:
+        refuse(
+            "gmpo with one ratio for the sequence",
+            "it takes the mean over tokens itself: give log_ratio=ratios.token",
+        )
     by_length = by_sequence and function_of(objective.weights) in _SUM_OVER_TOKENS
     if by_length and not objective.length_weighted:
         refuse(
@@ -192,6 +201,13 @@ def _try(objective: "Objective") -> None:
 
 def _is_ours(choice: Choice) -> bool:
     return function_of(choice).__module__.startswith("grpo_jax.")
+
+
+def check_coefs(coefs: Mapping[str, jax.Array]) -> None:
+    """Raises ValueError for a coefficient that no objective has."""
+    unknown = sorted(coefs.keys() - {"kl", "entropy", "entropy_acting"})
+    if unknown:
+        refuse(f"coefs hold {unknown[0]!r}", "there are kl, entropy and entropy_acting")
 
 
 def refuse(what: str, way_out: str) -> None:

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from grpo_jax.objectives.base import Objective
+from grpo_jax.objectives.checks import check_coefs
 from grpo_jax.objectives.choices import call, name_of
 from grpo_jax.ops import advantages as credit_ops
 from grpo_jax.types import Batch, Rollout
@@ -38,9 +39,9 @@ def prepare(
         objective: its `advantages` and `select` rules are applied. What they do not name is not to
             be given.
         rollout: P groups of G completions.
-        rewards: [P, G] float, NaN where a completion has none; or [P, G, K], one layer for each
-            reward function, NaN where it does not apply: rules that name `rewards` then see the
-            weighted sum.
+        rewards: [P, G] float (or int or bool), NaN where a completion has none; or [P, G, K], one
+            layer for each reward function, NaN where it does not apply: rules that name `rewards`
+            then see the weighted sum.
         old_log_probs: [P, G, T] float, or None when there is one update only.
         ref_log_probs: [P, G, T] float, or None without a KL term.
         reward_weights: [K] float, of [P, G, K] rewards; None is one each.
@@ -69,6 +70,10 @@ def prepare(
     >>> batch.advantages.tolist()
     [[[0.5], [-0.5]]]
     """
+    check_coefs(coefs or {})
+    rewards = jnp.asarray(rewards)
+    if not jnp.issubdtype(rewards.dtype, jnp.floating):
+        rewards = rewards.astype(float)  # right and wrong as 1 and 0, or as bool
     shape = rollout.truncated.shape
     if rewards.shape[: len(shape)] != shape or rewards.ndim > len(shape) + 1:
         raise ValueError(

@@ -167,7 +167,7 @@ def reinforce_plus_plus(
     mask: jax.Array,
     token_penalty: jax.Array | None = None,
     *,
-    eps: float = 1e-4,
+    eps: float = 1e-8,
 ) -> jax.Array:
     """Reward minus penalties to go, whitened over all tokens of the batch.
 
@@ -189,7 +189,7 @@ def reinforce_plus_plus(
 
     Reference: REINFORCE++, arXiv:2501.03262.
     Choice: the paper has no eps and does not name the divisor of std. As in OpenRLHF/OpenRLHF it
-    is the number of tokens; there std is at least 1e-4 (1e-8 under the root), here eps is added.
+    is the number of tokens; there std is at least 1e-4 as well (1e-8 under the root).
     Statistics are over tokens, so that long completions count for more; prompts are not told
     apart, and G = 1 is no special case.
 
@@ -206,7 +206,7 @@ def reinforce_plus_plus(
 
 
 def reinforce_plus_plus_baseline(
-    rewards: jax.Array, mask: jax.Array, *, eps: float = 1e-4
+    rewards: jax.Array, mask: jax.Array, *, eps: float = 1e-8
 ) -> jax.Array:
     """Reward minus the group's mean, whitened over all tokens of the batch.
 

@@ -52,8 +52,11 @@ def gmpo(
     dtype = working_dtype(log_ratio, advantages)
     delta = jnp.where(mask, log_ratio, 0.0).astype(dtype)
     advantages = advantages.astype(dtype)
+    # A log ratio on a bound is inside: a minimum would let half of the gradient through.
     held = jnp.where(
-        advantages > 0, jnp.minimum(delta, clip_log_high), jnp.maximum(delta, -clip_log_low)
+        advantages > 0,
+        jnp.where(delta > clip_log_high, clip_log_high, delta),
+        jnp.where(delta < -clip_log_low, -clip_log_low, delta),
     )
     length = jnp.maximum(mask.sum(axis=-1, keepdims=True), 1)
     return -advantages * ratios.ratio(ratios.summed(held, mask) / length)
@@ -95,7 +98,8 @@ def vespo(
 
     Reference: VESPO, arXiv:2602.10693.
     Choice: the numbers are those that the authors' code computes with (its docstring has others).
-    log W is held in [-20, 20] as there; a completion that the policy calls impossible has φ = 0.
+    log W is held in [-20, 20]; their code holds the log ratio of each token there first. A
+    completion that the policy calls impossible has φ = 0.
 
     >>> log_probs, mask = jnp.array([[-1.0, -1.0]]), jnp.ones([1, 2], bool)
     >>> log_ratio = jnp.log(jnp.array([[2.0, 1.0]]))

@@ -247,7 +247,9 @@ def _clip(ratio: jax.Array, clip_eps_low: float, clip_eps_high: float) -> jax.Ar
     for name, eps in (("clip_eps_low", clip_eps_low), ("clip_eps_high", clip_eps_high)):
         if not eps >= 0:
             raise ValueError(f"{name} is {eps}; it is a half-width, 0 or more: take 0.2")
-    return jnp.clip(ratio, 1.0 - clip_eps_low, 1.0 + clip_eps_high)
+    # A ratio on a bound is inside: jnp.clip would let half of the gradient through.
+    bounded = jnp.where(ratio > 1.0 + clip_eps_high, 1.0 + clip_eps_high, ratio)
+    return jnp.where(ratio < 1.0 - clip_eps_low, 1.0 - clip_eps_low, bounded)
 
 
 def _ratio_and(log_ratio: jax.Array, advantages: jax.Array) -> tuple[jax.Array, jax.Array]:

@@ -34,8 +34,9 @@ def optimal_token_baseline(
 
     Reference: The Optimal Token Baseline, arXiv:2602.07078.
     Choice: where no completion has any gradient yet (Σ W = 0: certain tokens only) B is the plain
-    mean; volcengine/verl takes 0 there, and for G = 1 the reward itself as advantage. Tokens are
-    lined up by their index, as there.
+    mean; volcengine/verl takes 0 there, and for G = 1 the reward itself as advantage. verl also
+    starts with B = 0 where only the longest completion is left (`handle_zero_tail`); here such a
+    token gets 0. Tokens are lined up by their index.
 
     >>> mask = jnp.ones([2, 1], bool)
     >>> old, squares = jnp.log(jnp.array([[0.5], [0.5]])), jnp.array([[0.5], [0.5]])

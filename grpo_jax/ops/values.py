@@ -143,7 +143,7 @@ def whitened_gae(
     *,
     discount: float = 1.0,
     lam: float | Callable[[jax.Array], jax.Array] = 0.95,
-    eps: float = 1e-4,
+    eps: float = 1e-8,
 ) -> jax.Array:
     """PPO's credit: reward at the end, penalties on the way, `gae`, whitened over all tokens.
 

@@ -27,7 +27,8 @@ def seq_mean_token_mean(mask: jax.Array) -> jax.Array:
         AssertionError: while tracing, unless `mask` is a bool array.
 
     Reference: DeepSeekMath, arXiv:2402.03300, equation 3 (1/G Σ_i 1/|o_i| Σ_t, mean over prompts).
-    Choice: a completion without a counting token (a padded row) is left out of B.
+    Choice: a completion without a counting token (a padded row, or one that selection left out) is
+    left out of B; huggingface/trl counts it.
 
     >>> seq_mean_token_mean(jnp.array([[[True, True], [True, False]]])).tolist()
     [[[0.25, 0.25], [0.5, 0.0]]]

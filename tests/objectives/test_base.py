@@ -148,6 +148,11 @@ def penalised_returns_without_critic(rewards, mask, values):
             {"advantages": lambda rewards, truncatd=None: rewards},
             "advantages: <lambda> has a parameter 'truncatd'",
         ),
+        (
+            {"surrogate": sequence_surrogates.gmpo, "log_ratio": ratios.sequence},
+            "gmpo with one ratio for the sequence",
+        ),
+        ({"weights": None}, "weights is None; give a function"),
         ({"max_sampling_rounds": 0}, "max_sampling_rounds is 0; it must be at least 1"),
         (
             {"advantages": lambda r: r},
@@ -273,6 +278,32 @@ def test_the_loss_says_what_it_lacks():
     by_token = dataclasses.replace(batch, advantages=jnp.zeros(SHAPE))
     with pytest.raises(ValueError, match=r"advantages by token .*ratios.sequence_token"):
         gspo.loss(LOG_PROBS, by_token)
+
+
+def test_credit_by_token_is_refused_where_a_sequence_has_one_loss():
+    objective = dataclasses.replace(
+        objectives.gmpo(), advantages=objectives.reinforce_plus_plus_baseline().advantages
+    )
+    batch = objectives.prepare(objective, rollout(), REWARDS)
+    with pytest.raises(ValueError, match="advantages by token with gmpo"):
+        objective.loss(LOG_PROBS, batch)
+
+
+def test_rewards_may_be_whole_numbers_or_truths():
+    wanted = objectives.prepare(NO_KL, rollout(), REWARDS).advantages
+    for rewards in (REWARDS.astype(int), REWARDS.astype(bool), REWARDS.tolist()):
+        found = objectives.prepare(NO_KL, rollout(), rewards).advantages
+        np.testing.assert_array_equal(found, wanted)
+
+
+def test_products_of_large_factors_are_finite():
+    """A sampler and a policy that differ by e^49 and by e^50."""
+    objective = objectives.decoupled_ppo()
+    far = dataclasses.replace(rollout(), sampler_log_probs=jnp.full(SHAPE, -100.0))
+    batch = objectives.prepare(objective, far, REWARDS, jnp.full(SHAPE, -51.0))
+    loss, gradient = jax.value_and_grad(objective.loss)(jnp.full(SHAPE, -1.0), batch)
+    assert np.isfinite(loss)
+    assert np.isfinite(gradient).all()
 
 
 def test_rewards_of_several_functions_are_added_up_for_rules_that_name_one():

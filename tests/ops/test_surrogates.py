@@ -253,3 +253,15 @@ def test_types_and_shapes_are_checked(name):
     for wrong in (jnp.ones([2, 3], int), jnp.ones([3]), jnp.ones([1, 3])):
         with pytest.raises(AssertionError):
             function(jnp.zeros([2, 3]), wrong)
+
+
+@pytest.mark.parametrize("widths", [(0.0, 0.0), (0.0, 0.2), (0.2, 0.0)])
+@pytest.mark.parametrize("advantage", [1.0, -1.0])
+def test_a_ratio_on_a_bound_is_inside(widths, advantage):
+    def loss(x):
+        low, high = widths
+        return surrogates.clipped(
+            x, jnp.array([advantage]), clip_eps_low=low, clip_eps_high=high
+        ).sum()
+
+    np.testing.assert_allclose(jax.grad(loss)(jnp.zeros(1)), [-advantage], rtol=1e-6)

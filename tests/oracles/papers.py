@@ -222,7 +222,7 @@ def ppo(x, clip_eps=0.2, kl_coef=0.02, lam=0.95):
     counted = returns.with_reward(x.rewards, x.mask)
     token_rewards = returns.terminal(x.rewards, counted) - penalty(x, kl_coef)
     scores = values.gae(token_rewards, x.values, counted, lam=lam)
-    scores = returns.whiten(scores, counted, 1e-4)
+    scores = returns.whiten(scores, counted, 1e-8)
     return clipped_loss(x, lambda i, t: scores[i][t], mean_over_tokens, clip_eps, clip_eps)
 
 

@@ -72,7 +72,7 @@ def with_reward(rewards, mask):
     return out
 
 
-def reinforce_plus_plus(rewards, mask, penalty=None, eps=1e-4):
+def reinforce_plus_plus(rewards, mask, penalty=None, eps=1e-8):
     """REINFORCE++: r - Σ penalties to go, then whitening."""
     counted = with_reward(rewards, mask)
     values = np.zeros(np.shape(mask))
@@ -85,7 +85,7 @@ def reinforce_plus_plus(rewards, mask, penalty=None, eps=1e-4):
     return whiten(values, counted, eps)
 
 
-def reinforce_plus_plus_baseline(rewards, mask, eps=1e-4):
+def reinforce_plus_plus_baseline(rewards, mask, eps=1e-8):
     counted = with_reward(rewards, mask)
     values = np.zeros(np.shape(mask))
     for group in np.ndindex(*np.shape(rewards)[:-1]):
