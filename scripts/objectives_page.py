@@ -107,7 +107,11 @@ def refused() -> str:
     for head, examples in (
         ("When an objective is made:", refusals.COMPOSING),
         ("In `prepare`, with `rewards` of shape [P, G]:", refusals.PREPARING),
-        (f"In the loss, where `by_token` is `{refusals.BY_TOKEN}`:", refusals.IN_THE_LOSS),
+        (
+            f"In the loss, where `by_token` is `{refusals.BY_TOKEN}` and `one_loss` is "
+            f"`{refusals.ONE_LOSS}`:",
+            refusals.IN_THE_LOSS,
+        ),
     ):
         rows = [(code(example), str(found[example])) for example in examples]
         pieces += [head + "\n", table(("this", "gets the answer"), rows)]

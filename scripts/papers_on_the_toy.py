@@ -1,6 +1,6 @@
 """Trains the toy by every paper in turn and prints a table: a check that each can learn at all.
 
-    python -m scripts.papers_on_the_toy [--seeds 2]
+    python -m scripts.papers_on_the_toy [--seeds 2] [--only grpo dapo]
 
 The same model, questions, keys and learning rate for all, two updates a step, none tuned: it says
 that no sign is wrong, and nothing of which paper is better. Most of the time is compilation. The
@@ -59,9 +59,10 @@ def train(name: str, seed: int, run_dir: str) -> list[dict]:
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--seeds", type=int, default=2)
-    seeds = range(parser.parse_args().seeds)
-    rows = []
-    for name in objectives.__all__:
+    parser.add_argument("--only", nargs="*", default=objectives.__all__)
+    args = parser.parse_args()
+    seeds, rows = range(args.seeds), []
+    for name in args.only:
         if not inspect.isfunction(getattr(objectives, name)) or name in LEFT_OUT | {"prepare": ""}:
             continue
         ends, acts = [], []

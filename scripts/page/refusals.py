@@ -41,6 +41,8 @@ COMPOSING = (
     "replace(grpo(), corrections=(corrections.truncated, corrections.masked))",
     "replace(gpg(), sampler_anchor=True)",
     "replace(dapo(), select=selection.signal_groups)",
+    "replace(dapo(), weights=None)",
+    "replace(gmpo(), log_ratio=ratios.sequence)",
     "replace(grpo(), entropy_coef=jnp.inf)",
     "tis(max_ratio=0.5)",
     "pkpo(k=0)",
@@ -65,8 +67,10 @@ IN_THE_LOSS = (
     "vespo().loss(log_probs, prepare(vespo(), rollout, rewards))",
     "tis().loss(log_probs, prepare(tis(), rollout, rewards))",
     "dapo().loss(log_probs, prepare(dapo(), rollout, rewards), coefs={'beta': 0.1})",
+    "one_loss.loss(log_probs, prepare(one_loss, rollout, rewards))",
     "by_token.loss(log_probs, prepare(by_token, rollout, rewards))",
 )
+ONE_LOSS = "replace(gmpo(), advantages=returns.reinforce_plus_plus_baseline)"
 BY_TOKEN = "replace(gspo(), advantages=returns.reinforce_plus_plus_baseline)"
 
 
@@ -130,6 +134,9 @@ _NAMES: dict[str, Any] = {name: getattr(objectives, name) for name in objectives
     "first_only": lambda rewards: rewards[:, 0],
     "jnp": jnp,
     "kl": kl,
+    "one_loss": dataclasses.replace(
+        objectives.gmpo(), advantages=returns.reinforce_plus_plus_baseline
+    ),
     "partial": partial,
     "ratios": ratios,
     "replace": dataclasses.replace,

@@ -165,7 +165,7 @@ def credit_inputs(seed, dtype=np.float32):
     return rewards, mask, critic, penalty
 
 
-def credit_oracle(rewards, mask, critic, penalty, lam, eps=1e-4):
+def credit_oracle(rewards, mask, critic, penalty, lam, eps=1e-8):
     counted = credit.with_reward(rewards, mask)
     token_rewards = credit.terminal(rewards, counted)
     if penalty is not None:
