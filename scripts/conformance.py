@@ -196,7 +196,7 @@ def section(name: str) -> str:
         cells += [", ".join(cosines[:-1]), ", ".join(norms[:-1]), f"{cosines[-1]}, {norms[-1]}"]
         table.append("| " + " | ".join(cells) + " |")
         code.append(source(composition(record)))
-    return "\n".join(table) + "\n\n" + python("\n\n".join(code))
+    return "\n".join(table) + "\n\n" + python("\n\n\n".join(code))
 
 
 def python(code: str) -> str:
