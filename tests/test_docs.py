@@ -38,6 +38,7 @@ def test_every_objective_has_a_row_and_a_section():
     for preset in papers.PRESETS:
         assert text.count(f"\n| [`{preset}`](#{preset}) | ") == 1, preset
         assert text.count(f"\n#### {preset}\n") == 1, preset
+        assert ">>>" in docstrings.doc(getattr(grpo_jax.objectives, preset)), preset
 
 
 def test_every_part_is_listed_and_says_where_it_is_from():

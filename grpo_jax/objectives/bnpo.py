@@ -24,6 +24,9 @@ def bnpo(*, clip_eps_low: float = 0.2, clip_eps_high: float = 0.28) -> Objective
     TRL's loss of the same name is something else: the mean over the tokens of each micro-batch
     (`weights.token_mean_of_parts`).
     Run: G = 16, 32 prompts, one update a step, temperature 1, learning rate 1e-6.
+
+    >>> bnpo().advantages.__name__
+    'beta_normalize'
     """
     return Objective(
         advantages=batch_advantages.beta_normalize,

@@ -22,6 +22,9 @@ def cispo(*, max_ratio: float = 5.0, min_ratio: float = 0.0) -> Objective:
     Left out: DAPO's dynamic sampling and punishment of length, which the paper uses beside it.
     Choice: the equation is written for one prompt; the mean is over the tokens of all groups of an
     optimizer step (`weights.prompt_mean` is the other reading).
+
+    >>> cispo().surrogate.keywords
+    {'max_ratio': 5.0, 'min_ratio': 0.0}
     """
     return Objective(
         advantages=advantages.group_normalize,

@@ -35,6 +35,9 @@ def dapo(
     Choice: the equation is written for one prompt; the mean is over the tokens of all groups of an
     optimizer step, as in the authors' code (`weights.prompt_mean` is the other reading).
     Run: G = 16, 512 prompts, 16 updates a step, learning rate 1e-6.
+
+    >>> dapo().surrogate.keywords
+    {'clip_eps_low': 0.2, 'clip_eps_high': 0.28}
     """
     return Objective(
         advantages=advantages.group_normalize,

@@ -23,6 +23,9 @@ def decoupled_ppo(*, clip_eps: float = 0.2) -> Objective:
     Choices: the mean is over all tokens of the batch, as in AReaL (the equation has a sum); credit
     is GRPO's (the paper's is a reward of ±5 on the last token); the weight π_old/μ has no bound, as
     printed, where AReaL can leave out tokens above one (`corrections.masked`).
+
+    >>> [rule.func.__name__ for rule in decoupled_ppo().corrections]
+    ['truncated']
     """
     return Objective(
         advantages=advantages.group_normalize,

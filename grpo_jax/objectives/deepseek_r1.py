@@ -27,6 +27,9 @@ def deepseek_r1(
     token form, which is what systems that cite them run.
     Run: G = 16, 32 questions a step, temperature 1, learning rate 3e-6, 32768 tokens, one epoch of
     16 mini-batches over 8192 completions. Rewards: accuracy and format, and language consistency.
+
+    >>> deepseek_r1().reference.keywords
+    {'every': 400}
     """
     return dataclasses.replace(
         grpo(clip_eps=clip_eps, kl_coef=kl_coef),

@@ -25,6 +25,9 @@ def deepseek_v3_2(
 
     Keep Sampling Mask, the paper's fourth part, is a setting of the sampler:
     `Sampling(top_p=..., keep_support=True)`. Keep Routing has no part in dense models.
+
+    >>> deepseek_v3_2().sampler_anchor
+    True
     """
     return Objective(
         advantages=advantages.group_center,

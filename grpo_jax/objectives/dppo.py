@@ -23,6 +23,9 @@ def dppo_tv(*, eps: float = 0.2, max_ratio: float = 5.0) -> Objective:
 
     Choice: the sum over a completion's tokens, as printed.
     Run: G = 16, 256 prompts, 8 updates a step, temperature 1, learning rate 1e-6.
+
+    >>> dppo_tv().surrogate.keywords["eps_high"]
+    0.2
     """
     return Objective(
         advantages=advantages.group_center,
@@ -43,6 +46,9 @@ def dppo_kl(*, eps: float = 0.05, max_ratio: float = 5.0) -> Objective:
     Args:
         eps: δ in nats (appendix E).
         max_ratio: C.
+
+    >>> dppo_kl().surrogate.keywords["eps_high"]
+    0.05
     """
     by_difference = dppo_tv(max_ratio=max_ratio)
     surrogate = partial(divergence_masks.dppo_kl, eps_low=eps, eps_high=eps, max_ratio=max_ratio)

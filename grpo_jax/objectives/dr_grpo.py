@@ -17,6 +17,9 @@ def dr_grpo(*, max_new_tokens: int, clip_eps: float = 0.2) -> Objective:
         max_new_tokens: C, one constant for the whole run: the generation budget, as in the
             authors' code. The paper's equation leaves it out, which only scales the loss.
         clip_eps: ε, the paper's 0.2.
+
+    >>> dr_grpo(max_new_tokens=1024).weights.keywords
+    {'constant': 1024}
     """
     return Objective(
         advantages=advantages.group_center,

@@ -22,6 +22,9 @@ def gdpo(*, clip_eps: float = 0.2) -> Objective:
     those of `ops.batch_advantages.gdpo`; the paper does not discuss the mean over tokens, its code
     takes that over all of them.
     Run: G = 4, 512 prompts, 4 updates a step, learning rate 1e-6.
+
+    >>> sorted(gdpo().needs)
+    ['rewards_by_function']
     """
     return dataclasses.replace(
         grpo(clip_eps=clip_eps, kl_coef=0.0), advantages=batch_advantages.gdpo

@@ -17,6 +17,9 @@ def gmpo(*, clip_log_low: float = 0.4, clip_log_high: float = 0.4) -> Objective:
     Args:
         clip_log_low: in log space: ratios from e^-0.4.
         clip_log_high: ratios up to e^0.4.
+
+    >>> gmpo().surrogate.keywords
+    {'clip_log_low': 0.4, 'clip_log_high': 0.4}
     """
     return Objective(
         advantages=advantages.group_normalize,

@@ -17,6 +17,9 @@ def gpg() -> Objective:
     the completions are in groups with a signal (`max_sampling_rounds` is the nearest). Choice: the
     mean is over the tokens of all groups; the paper writes it for one (`weights.prompt_mean`).
     Run: G = 8, 144 prompts, learning rate 1e-6.
+
+    >>> gpg().surrogate.__name__
+    'policy_gradient'
     """
     return Objective(
         advantages=batch_advantages.gpg,

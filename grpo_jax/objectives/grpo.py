@@ -23,6 +23,9 @@ def grpo(*, clip_eps: float = 0.2, kl_coef: float = 0.04) -> Objective:
 
     Choices where the paper is silent: std divides by G, and 1e-6 is added to it.
     Run: G = 64, one update a step, learning rate 1e-6, 1024 tokens.
+
+    >>> grpo().weights.__name__, grpo().kl_coef
+    ('seq_mean_token_mean', 0.04)
     """
     return Objective(
         advantages=advantages.group_normalize,
@@ -44,6 +47,9 @@ def grpo_process(*, clip_eps: float = 0.2, kl_coef: float = 0.04) -> Objective:
 
     `prepare` wants `step_rewards` and `step_ends`. Choices: those of
     `ops.process.process_supervision`; tokens behind the last step get 0.
+
+    >>> sorted(grpo_process().needs)
+    ['step_ends', 'step_rewards']
     """
     outcome = grpo(clip_eps=clip_eps, kl_coef=kl_coef)
     return dataclasses.replace(outcome, advantages=process.process_supervision)

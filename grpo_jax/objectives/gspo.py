@@ -22,6 +22,9 @@ def gspo(*, clip_eps_low: float = 3e-4, clip_eps_high: float = 4e-4) -> Objectiv
     On-policy (one update a step) its gradient is GRPO's; it takes several to differ. The sequence's
     ratio has 1/|o_i| in it: weights that sum over tokens are refused (see `luspo`).
     Run: 4 mini-batches a step.
+
+    >>> gspo().surrogate.keywords
+    {'clip_eps_low': 0.0003, 'clip_eps_high': 0.0004}
     """
     return Objective(
         advantages=advantages.group_normalize,
@@ -40,6 +43,9 @@ def gspo_token(*, clip_eps_low: float = 3e-4, clip_eps_high: float = 4e-4) -> Ob
         s_{i,t} = sg(s_i) π / sg(π)                                      (equations 13 and 14)
 
     https://arxiv.org/abs/2507.18071, section 4.3. Arguments as for `gspo`.
+
+    >>> gspo_token().log_ratio.__name__
+    'sequence_token'
     """
     sequence = gspo(clip_eps_low=clip_eps_low, clip_eps_high=clip_eps_high)
     return dataclasses.replace(sequence, log_ratio=ratios.sequence_token)

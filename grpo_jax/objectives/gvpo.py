@@ -19,6 +19,9 @@ def gvpo(*, coef: float = 0.1) -> Objective:
 
     Choice: prompts are weighed by their completions that have a token; with full groups, equally.
     Run: G = 4, 1024 prompts, 4 updates a step, learning rate 1e-6 (the authors' script).
+
+    >>> gvpo().surrogate.keywords
+    {'coef': 0.1}
     """
     return Objective(
         advantages=advantages.group_center,

@@ -28,6 +28,9 @@ def icepop(
         max_ratio: β.
         clip_eps: ε.
         kl_coef: γ, not published.
+
+    >>> icepop().corrections[0].keywords
+    {'min_ratio': 0.5, 'max_ratio': 5.0}
     """
     masked = partial(corrections.masked, min_ratio=min_ratio, max_ratio=max_ratio)
     return dataclasses.replace(grpo(clip_eps=clip_eps, kl_coef=kl_coef), corrections=(masked,))

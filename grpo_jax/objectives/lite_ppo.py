@@ -20,6 +20,9 @@ def lite_ppo(*, clip_eps: float = 0.2) -> Objective:
     Choices: those of `ops.batch_advantages.batch_scaled`; the mean is over the tokens of all
     groups of an optimizer step.
     Run: G = 8, 128 prompts, learning rate 1e-6, temperature 0.99, for base models.
+
+    >>> lite_ppo().advantages.__name__
+    'batch_scaled'
     """
     return Objective(
         advantages=batch_advantages.batch_scaled,

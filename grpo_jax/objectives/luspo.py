@@ -19,6 +19,9 @@ def luspo(*, clip_eps_low: float = 2e-3, clip_eps_high: float = 2.5e-3) -> Objec
 
     The loss grows with the length: a learning rate that was right for GSPO is too large without a
     bound on the gradient's norm.
+
+    >>> luspo().weights.keywords, luspo().length_weighted
+    ({'constant': 1}, True)
     """
     return Objective(
         advantages=advantages.group_normalize,

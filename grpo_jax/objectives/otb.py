@@ -19,6 +19,9 @@ def otb(*, clip_eps: float = 0.2) -> Objective:
 
     Choices: clip and mean are those of common practice, the paper is about the credit; those of
     `ops.token_baseline.optimal_token_baseline`.
+
+    >>> sorted(otb().needs)
+    ['old_log_probs', 'sum_sq_probs']
     """
     return Objective(
         advantages=token_baseline.optimal_token_baseline,

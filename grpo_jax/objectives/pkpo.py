@@ -20,6 +20,9 @@ def pkpo(*, k: int) -> Objective:
     Choices: those of `ops.pass_at_k.pass_at_k`; with weights that are a mean over the group, the
     advantages are G times s. A completion without a token has no weight, and its prompt so much
     less.
+
+    >>> pkpo(k=4).advantages.keywords
+    {'k': 4}
     """
     return Objective(
         advantages=partial(pass_at_k.pass_at_k, k=k),

@@ -22,6 +22,9 @@ def ppo(*, clip_eps: float = 0.2, kl_coef: float = 0.02, lam: float = 0.95) -> O
         lam: λ. InstructGPT does not give it; 0.95 is GAE's and PPO's. γ is 1.
 
     `prepare` wants the critic's `values`; `ops.values` has its target and its loss.
+
+    >>> sorted(ppo().needs), ppo().kl_in_reward
+    (['old_log_probs', 'values'], True)
     """
     return Objective(
         advantages=partial(values.whitened_gae, discount=1.0, lam=lam),

@@ -21,6 +21,9 @@ def reinforce_plus_plus(*, clip_eps: float = 0.2, kl_coef: float = 0.01) -> Obje
 
     Prompts are not told apart: a group of one will do. Choice: mean and std are over tokens, as in
     the authors' code; the paper can be read as over completions.
+
+    >>> reinforce_plus_plus().kl_in_reward
+    True
     """
     return Objective(
         advantages=returns.reinforce_plus_plus,
@@ -46,6 +49,9 @@ def reinforce_plus_plus_baseline(*, clip_eps: float = 0.2, kl_coef: float = 0.01
         kl_coef: λ, not published.
 
     Choice: mean and std are over tokens, as in the authors' code.
+
+    >>> reinforce_plus_plus_baseline().kl.__name__
+    'k2'
     """
     return Objective(
         advantages=returns.reinforce_plus_plus_baseline,

@@ -25,6 +25,9 @@ def remax(*, kl_coef: float = 0.05) -> Objective:
     summed over a completion, as in the paper; the code takes the mean over all tokens, discounts
     rewards by 0.99 a token, and clamps differences to ±5.
     Run: one completion, one update a step, temperature 1, learning rate 1e-6, 256 tokens.
+
+    >>> sorted(remax().needs)
+    ['greedy_rewards', 'old_log_probs']
     """
     return Objective(
         advantages=credit,

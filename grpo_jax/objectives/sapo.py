@@ -20,6 +20,9 @@ def sapo(*, tau_positive: float = 1.0, tau_negative: float = 1.05) -> Objective:
 
     At ρ = 1 the slope is 1, as for all of the family, but the value is 2A/τ: losses are not to be
     compared with GRPO's.
+
+    >>> sapo().surrogate.keywords
+    {'tau_positive': 1.0, 'tau_negative': 1.05}
     """
     return Objective(
         advantages=advantages.group_normalize,

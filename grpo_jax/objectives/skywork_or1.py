@@ -30,6 +30,9 @@ def skywork_or1(
 
     α follows the entropy measured in the step before. Run: on-policy, temperature 1, learning rate
     1e-6, G = 16 and later 32.
+
+    >>> [rule.__name__ for rule in skywork_or1().select]
+    ['signal_groups']
     """
     return Objective(
         advantages=advantages.group_normalize,

@@ -22,6 +22,9 @@ def tis(*, max_ratio: float = 2.0, clip_eps: float = 0.2, kl_coef: float = 0.0) 
         kl_coef: β.
 
     Any objective with an anchor of its own takes the same correction.
+
+    >>> tis(max_ratio=3.0).corrections[0].keywords
+    {'max_ratio': 3.0}
     """
     return dataclasses.replace(
         grpo(clip_eps=clip_eps, kl_coef=kl_coef),

@@ -24,6 +24,9 @@ def top_entropy(
 
     Choice: entropies are those of the policy that sampled, over the whole step's tokens, so that
     neither mini-batches nor micro-batches change the selection; the mean is over the tokens left.
+
+    >>> top_entropy().select[0].keywords
+    {'share': 0.2}
     """
     whole = dapo(clip_eps_low=clip_eps_low, clip_eps_high=clip_eps_high)
     return dataclasses.replace(whole, select=(partial(selection.top_entropy, share=entropy_share),))

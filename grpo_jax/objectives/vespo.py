@@ -28,6 +28,9 @@ def vespo(
     Choices: the sum over tokens and the advantage without std, as printed; the authors' scripts
     take the mean over all tokens and divide by the group's std.
     Run: G = 8, 8 updates a step, temperature 1, learning rate 1e-6.
+
+    >>> vespo().sampler_anchor
+    True
     """
     return Objective(
         advantages=advantages.group_center,
