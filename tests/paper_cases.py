@@ -18,7 +18,6 @@ from grpo_jax import objectives
 FAST = {
     "xla_backend_optimization_level": 0,
     "xla_llvm_disable_expensive_passes": True,
-    "xla_cpu_use_fusion_emitters": False,
 }
 # With the first of them every bound of every case acts on some tokens and not on others.
 SEEDS = (54, 28)
