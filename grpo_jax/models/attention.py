@@ -3,17 +3,40 @@
 K key/value heads, R query heads to each, H channels a head.
 """
 
+import functools
+
 import jax
 import jax.numpy as jnp
 
 
-def rotary(x: jax.Array, positions: jax.Array, *, theta: float) -> jax.Array:
-    """Turns each pair of channels (i, i + H/2) by the angle position · theta^(-2i/H).
+def rotary_angles(
+    positions: jax.Array, *, head_dim: int, theta: float
+) -> tuple[jax.Array, jax.Array]:
+    """Cosine and sine of position · theta^(-2i/H), for each pair of channels.
+
+    Args:
+        positions: [..., S] int.
+        head_dim: H, even.
+        theta: the base of the frequencies (`rope_theta`).
+
+    Returns:
+        Two arrays [..., S, 1, H/2] float32; the same for all heads and layers.
+    """
+    half = head_dim // 2
+    frequencies = theta ** (-jnp.arange(half, dtype=jnp.float32) / half)
+    # A product of scalars and not a matrix product: on TPU that would round angles to bfloat16.
+    frequencies = jnp.expand_dims(frequencies, range(positions.ndim + 1))
+    angles = positions[..., None, None].astype(jnp.float32) * frequencies
+    # XLA would rather compute them again in each layer than keep them.
+    return jax.lax.optimization_barrier((jnp.cos(angles), jnp.sin(angles)))
+
+
+def rotary(x: jax.Array, angles: tuple[jax.Array, jax.Array]) -> jax.Array:
+    """Turns each pair of channels (i, i + H/2) by the angle of its position.
 
     Args:
         x: [..., S, heads, H] float, H even.
-        positions: [..., S] int.
-        theta: the base of the frequencies (`rope_theta`).
+        angles: of `rotary_angles`.
 
     Returns:
         As `x`.
@@ -21,13 +44,8 @@ def rotary(x: jax.Array, positions: jax.Array, *, theta: float) -> jax.Array:
     Reference: RoFormer, arXiv:2104.09864, equation 34, in the half-split layout of Llama
     checkpoints on the Hugging Face hub.
     """
-    half = x.shape[-1] // 2
-    frequencies = theta ** (-jnp.arange(half, dtype=jnp.float32) / half)
-    # A product of scalars and not a matrix product: on TPU that would round angles to bfloat16.
-    frequencies = jnp.expand_dims(frequencies, range(positions.ndim + 1))
-    angles = positions[..., None, None].astype(jnp.float32) * frequencies
-    cos, sin = jnp.cos(angles).astype(x.dtype), jnp.sin(angles).astype(x.dtype)
-    low, high = x[..., :half], x[..., half:]
+    cos, sin = (part.astype(x.dtype) for part in angles)
+    low, high = jnp.split(x, 2, axis=-1)
     return jnp.concatenate([low * cos - high * sin, high * cos + low * sin], axis=-1)
 
 
@@ -42,34 +60,48 @@ def group_attention(
 ) -> jax.Array:
     """One softmax over the prompt's keys, shared by the group, and each completion's own (causal).
 
-    The prompt's keys are contracted against as they are, never repeated for the G completions.
+    The prompt's keys are contracted against as they are, never repeated for the G completions. Axes
+    are in the order in which both products are plain batches of matrix products: on a CPU, decoding
+    spends a fifth of the time in it that it takes with tokens before channels.
 
     Args:
         query: [P, G, S, K, R, H] float, the queries of S consecutive tokens.
-        keys: [P, G, K, T, H] float, the completions' own; slot t holds token t.
-        values: [P, G, K, T, H] float.
+        keys: [P, K, G, H, T] float, the completions' own; slot t holds token t.
+        values: [P, K, G, T, H] float.
         offset: how many tokens come before the first query; it sees the slots 0..offset.
-        prompt_keys: [P, K, L, H] float, or None where no prompt comes before (in the prompt).
+        prompt_keys: [P, K, H, L] float, or None where no prompt comes before (in the prompt).
         prompt_values: [P, K, L, H] float.
         prompt_mask: [P, L] bool, True on real tokens.
 
     Returns:
         [P, G, S, K, R, H], in the type of `values`.
     """
-    scale = query.shape[-1] ** -0.5
-    num_queries, num_slots = query.shape[2], keys.shape[3]
-    lowest = jnp.finfo(jnp.float32).min
-    own = jnp.einsum("pgskrh,pgkth->pgksrt", query, keys, preferred_element_type=jnp.float32)
-    causal = jnp.arange(num_slots)[None] <= offset + jnp.arange(num_queries)[:, None]
-    scores = jnp.where(causal[None, None, None, :, None, :], own * scale, lowest)
+    num_prompts, group_size, num_queries, kv_heads, ratio, width = query.shape
+    query = query.transpose(0, 3, 1, 2, 4, 5)  # [P, K, G, S, R, H]
+    own = query.reshape(num_prompts, kv_heads, group_size, num_queries * ratio, width)
+    causal = jnp.arange(keys.shape[-1])[None] <= offset + jnp.arange(num_queries)[:, None]
+    parts = [(own, keys, values, causal[None, None, None, :, None])]
     if prompt_keys is not None and prompt_values is not None and prompt_mask is not None:
-        shared = jnp.einsum(
-            "pgskrh,pklh->pgksrl", query, prompt_keys, preferred_element_type=jnp.float32
-        )
-        shared = jnp.where(prompt_mask[:, None, None, None, None, :], shared * scale, lowest)
-        scores = jnp.concatenate([shared, scores], axis=-1)
-    probs = jax.nn.softmax(scores, axis=-1).astype(values.dtype)
-    out = jnp.einsum("pgksrt,pgkth->pgskrh", probs[..., -num_slots:], values)
-    if prompt_values is not None:
-        out += jnp.einsum("pgksrl,pklh->pgskrh", probs[..., :-num_slots], prompt_values)
-    return out
+        shared = own.reshape(num_prompts, kv_heads, -1, width)
+        parts.append((shared, prompt_keys, prompt_values, prompt_mask[:, None, None, None, None]))
+
+    rows = (num_prompts, kv_heads, group_size, num_queries, ratio)
+    lowest, scale = jnp.finfo(jnp.float32).min, width**-0.5
+    scores = []
+    for queries, part_keys, _, mask in parts:
+        product = jnp.matmul(queries, part_keys, preferred_element_type=jnp.float32)
+        scores.append(jnp.where(mask, product.reshape(*rows, -1) * scale, lowest))
+    # One softmax over the parts: a common maximum, a common sum, and no copy to put them in a row.
+    highest = functools.reduce(jnp.maximum, [s.max(axis=-1, keepdims=True) for s in scores])
+    weights = [jnp.exp(s - jax.lax.stop_gradient(highest)) for s in scores]
+    total = functools.reduce(jnp.add, [w.sum(axis=-1, keepdims=True) for w in weights])
+    attended = [
+        jnp.matmul(
+            weight.reshape(*queries.shape[:-1], -1).astype(part_values.dtype),
+            part_values,
+            preferred_element_type=jnp.float32,
+        ).reshape(*rows, width)
+        for weight, (queries, _, part_values, _) in zip(weights, parts, strict=True)
+    ]
+    out = functools.reduce(jnp.add, attended) / total
+    return out.astype(values.dtype).transpose(0, 2, 3, 1, 4, 5)

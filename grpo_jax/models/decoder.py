@@ -1,7 +1,8 @@
 """A decoder-only transformer of the Llama shape, and its `Policy`.
 
 Linen declares the parameters; the arithmetic is plain functions on arrays. Layers are separate
-arrays (`layers_0`, ...), so that decoding slices no stack. Kernels are [in, out].
+arrays (`layers_0`, ...), so that decoding slices no stack. Kernels are [out, in], as checkpoints
+hold them. Parameters stay in the type they come in; the arithmetic is done in the policy's own.
 """
 
 import dataclasses
@@ -12,7 +13,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from grpo_jax.models.attention import group_attention, rotary
+from grpo_jax.models.attention import group_attention, rotary, rotary_angles
+from grpo_jax.models.flash import kernel_here
 from grpo_jax.policy import Policy
 from grpo_jax.types import Params
 
@@ -44,7 +46,7 @@ class DecoderConfig:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Prefix:
-    """Keys and values of the prompts: [P, K, L, H] a layer; and their mask, [P, L] bool."""
+    """Of the prompts: keys [P, K, H, L] and values [P, K, L, H] a layer; mask [P, L] bool."""
 
     keys: tuple[jax.Array, ...]
     values: tuple[jax.Array, ...]
@@ -54,7 +56,8 @@ class Prefix:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Cache:
-    """Keys and values of the completions: [P, G, K, T, H] a layer; slots filled, int32 scalar."""
+    """Of the completions: keys [P, K, G, H, T] and values [P, K, G, T, H] a layer; and how many of
+    the T slots are filled, int32 scalar."""
 
     keys: tuple[jax.Array, ...]
     values: tuple[jax.Array, ...]
@@ -68,12 +71,34 @@ def rms_norm(x: jax.Array, scale: jax.Array, *, eps: float) -> jax.Array:
     return (wide * jnp.expand_dims(scale, range(x.ndim - 1))).astype(x.dtype)
 
 
-def project(x: jax.Array, kernel: jax.Array) -> jax.Array:
-    """x [..., in] times kernel [in, out], as one product of two matrices.
+def project(x: jax.Array, kernel: jax.Array, dtype: Any = None) -> jax.Array:
+    """x [..., in] times kernel [out, in] in the type of x, as one product of two matrices.
 
-    With the leading axes kept, XLA's backward pass on CPU makes batched products of it.
+    With the leading axes kept, XLA's backward pass on CPU makes batched products of it. The result
+    is of the type of x, or of `dtype`: sums are float32 in any case, and then not rounded.
     """
-    return (x.reshape(-1, x.shape[-1]) @ kernel).reshape(*x.shape[:-1], kernel.shape[-1])
+    rows = x.reshape(-1, x.shape[-1])
+    few = functools.partial(_few_rows, dtype=dtype)
+    many = functools.partial(_many_rows, dtype=dtype)
+    if rows.shape[0] <= _FEW_ROWS:
+        product = jax.lax.platform_dependent(rows, kernel.astype(x.dtype), cpu=few, default=many)
+    else:
+        product = many(rows, kernel.astype(x.dtype))
+    return product.reshape(*x.shape[:-1], kernel.shape[0])
+
+
+_FEW_ROWS = 64
+
+
+def _many_rows(rows: jax.Array, kernel: jax.Array, dtype: Any) -> jax.Array:
+    return jnp.matmul(rows, kernel.T, preferred_element_type=dtype)
+
+
+def _few_rows(rows: jax.Array, kernel: jax.Array, dtype: Any) -> jax.Array:
+    """XLA's product on CPU reaches 1.1 to 1.4 times the rate with the long side first
+    (`benchmarks.limits`); the barriers keep it from writing the product the other way round."""
+    barrier = jax.lax.optimization_barrier
+    return barrier(jnp.matmul(kernel, barrier(rows.T), preferred_element_type=dtype)).T
 
 
 class Block(nn.Module):
@@ -83,26 +108,27 @@ class Block(nn.Module):
 
     def setup(self):
         c = self.config
-        normal, ones = nn.initializers.lecun_normal(), nn.initializers.ones
+        normal = nn.initializers.lecun_normal(in_axis=-1, out_axis=-2)
+        ones = nn.initializers.ones
         inner, kv = c.num_heads * c.head_dim, c.num_kv_heads * c.head_dim
         self.attention_norm = self.param("attention_norm", ones, (c.hidden_size,))
-        self.query = self.param("query", normal, (c.hidden_size, inner))
-        self.key = self.param("key", normal, (c.hidden_size, kv))
-        self.value = self.param("value", normal, (c.hidden_size, kv))
-        self.output = self.param("output", normal, (inner, c.hidden_size))
+        self.query = self.param("query", normal, (inner, c.hidden_size))
+        self.key = self.param("key", normal, (kv, c.hidden_size))
+        self.value = self.param("value", normal, (kv, c.hidden_size))
+        self.output = self.param("output", normal, (c.hidden_size, inner))
         self.mlp_norm = self.param("mlp_norm", ones, (c.hidden_size,))
-        self.gate = self.param("gate", normal, (c.hidden_size, c.intermediate_size))
-        self.up = self.param("up", normal, (c.hidden_size, c.intermediate_size))
-        self.down = self.param("down", normal, (c.intermediate_size, c.hidden_size))
+        self.gate = self.param("gate", normal, (c.intermediate_size, c.hidden_size))
+        self.up = self.param("up", normal, (c.intermediate_size, c.hidden_size))
+        self.down = self.param("down", normal, (c.hidden_size, c.intermediate_size))
 
-    def __call__(self, x, positions, prefix, slots, offset):
+    def __call__(self, x, angles, prefix, slots, offset):
         """One layer over S tokens.
 
         Args:
             x: [P, G, S, D].
-            positions: [P, G, S] int32.
+            angles: of their positions.
             prefix: (keys, values, mask) of the prompts, or None.
-            slots: (keys, values), each [P, G, K, T, H], to write into from `offset`, or None.
+            slots: (keys, values) of a `Cache`, to write into from `offset`, or None.
             offset: tokens already in the slots.
 
         Returns:
@@ -114,16 +140,18 @@ class Block(nn.Module):
         query = project(h, self.query).reshape(*lead, c.num_heads, c.head_dim)
         key = project(h, self.key).reshape(*lead, c.num_kv_heads, c.head_dim)
         value = project(h, self.value).reshape(*lead, c.num_kv_heads, c.head_dim)
-        query = rotary(query, positions, theta=c.rope_theta)
-        key = rotary(key, positions, theta=c.rope_theta)
-        keys, values = key.swapaxes(2, 3), value.swapaxes(2, 3)  # [P, G, K, S, H]
+        query, key = rotary(query, angles), rotary(key, angles)
+        keys, values = key.transpose(0, 3, 1, 4, 2), value.transpose(0, 3, 1, 2, 4)
         if slots is not None:
-            keys, values = (
-                jax.lax.dynamic_update_slice_in_dim(old, new.astype(old.dtype), offset, axis=3)
-                for old, new in zip(slots, (keys, values), strict=True)
-            )
+            write = jax.lax.dynamic_update_slice_in_dim
+            keys, values = write(slots[0], keys, offset, 4), write(slots[1], values, offset, 3)
         query = query.reshape(*lead, c.num_kv_heads, -1, c.head_dim)
-        attended = group_attention(query, keys, values, offset, *(prefix or (None, None, None)))
+        kernel = kernel_here(query, prefix[2].shape[1] if prefix else 0) if slots is None else None
+        if kernel is None:
+            attended = group_attention(query, keys, values, offset, *(prefix or (None, None, None)))
+        else:
+            prompt = (prefix[0].swapaxes(2, 3), *prefix[1:]) if prefix else ()
+            attended = kernel(query, key.swapaxes(2, 3), value.swapaxes(2, 3), *prompt)
         x = x + project(attended.reshape(*lead, -1), self.output)
         h = rms_norm(x, self.mlp_norm, eps=c.norm_eps)
         return x + project(jax.nn.silu(project(h, self.gate)) * project(h, self.up), self.down), (
@@ -136,6 +164,7 @@ class Decoder(nn.Module):
     """The whole network; `prefill`, `extend` and `unembed` are the seam of `policy.py`."""
 
     config: DecoderConfig
+    dtype: Any = jnp.float32
 
     def setup(self):
         c = self.config
@@ -144,7 +173,7 @@ class Decoder(nn.Module):
         self.layers = [Block(c) for _ in range(c.num_layers)]
         self.norm = self.param("norm", nn.initializers.ones, (c.hidden_size,))
         if not c.tie_embeddings:
-            self.head = self.param("head", normal, (c.hidden_size, c.vocab_size))
+            self.head = self.param("head", normal, (c.vocab_size, c.hidden_size))
 
     def prefill(self, tokens, mask):
         """The prompts [P, L] by themselves -> Prefix, the last real token's hidden state [P, D]."""
@@ -154,7 +183,7 @@ class Decoder(nn.Module):
         hidden, keys, values = self._trunk(tokens[:, None], positions[:, None], None, None, 0)
         last = jnp.maximum(mask.sum(axis=1) - 1, 0)
         last_hidden = jnp.take_along_axis(hidden[:, 0], last[:, None, None], axis=1)[:, 0]
-        first_of_one = [tuple(x[:, 0] for x in xs) for xs in (keys, values)]
+        first_of_one = [tuple(x[:, :, 0] for x in xs) for xs in (keys, values)]
         return Prefix(*first_of_one, mask=mask), last_hidden
 
     def extend(self, prefix, tokens, cache=None):
@@ -169,35 +198,49 @@ class Decoder(nn.Module):
         return hidden, cache
 
     def unembed(self, hidden):
-        """Hidden [..., D] -> logits [..., V]."""
-        head = self.embedding.T if self.config.tie_embeddings else self.head
-        return project(hidden, head)
+        """Hidden [..., D] -> logits [..., V] float32."""
+        head = self.embedding if self.config.tie_embeddings else self.head
+        return project(hidden, head, jnp.float32)
 
     def _trunk(self, tokens, positions, prefix, cache, offset):
-        x = self.embedding[tokens]
+        c = self.config
+        x = self.embedding[tokens].astype(self.dtype)
+        angles = rotary_angles(positions, head_dim=c.head_dim, theta=c.rope_theta)
         keys, values = [], []
         for i, layer in enumerate(self.layers):
             shared = None if prefix is None else (prefix.keys[i], prefix.values[i], prefix.mask)
             slots = None if cache is None else (cache.keys[i], cache.values[i])
-            x, (layer_keys, layer_values) = layer(x, positions, shared, slots, offset)
+            x, (layer_keys, layer_values) = layer(x, angles, shared, slots, offset)
             keys.append(layer_keys)
             values.append(layer_values)
-        return rms_norm(x, self.norm, eps=self.config.norm_eps), tuple(keys), tuple(values)
+        return rms_norm(x, self.norm, eps=c.norm_eps), tuple(keys), tuple(values)
 
 
 @functools.cache
-def decoder_policy(config: DecoderConfig) -> Policy:
+def decoder_policy(config: DecoderConfig, dtype: str = "float32") -> Policy:
     """The decoder as the four functions that the algorithm asks for.
 
     The same object for the same shape, so that what was compiled for it serves again.
+
+    Args:
+        config: the shape.
+        dtype: of activations, of the cache and of the factors of matrix products, "float32" or
+            "bfloat16". Parameters and their gradients keep the type of the parameters; norms,
+            softmax and logits are float32 in either.
     """
-    model = Decoder(config)
+    model = Decoder(config, jnp.dtype(dtype))
 
     def init_cache(prefix: Prefix, group_size: int, num_tokens: int) -> Cache:
-        num_prompts = prefix.mask.shape[0]
-        shape = (num_prompts, group_size, config.num_kv_heads, num_tokens, config.head_dim)
-        slots = tuple(jnp.zeros(shape, keys.dtype) for keys in prefix.keys)
-        return Cache(slots, tuple(jnp.zeros_like(s) for s in slots), jnp.zeros([], jnp.int32))
+        leading = (prefix.mask.shape[0], config.num_kv_heads, group_size)
+        keys, values = (
+            (*leading, config.head_dim, num_tokens),
+            (*leading, num_tokens, config.head_dim),
+        )
+        return Cache(
+            tuple(jnp.zeros(keys, like.dtype) for like in prefix.keys),
+            tuple(jnp.zeros(values, like.dtype) for like in prefix.values),
+            jnp.zeros([], jnp.int32),
+        )
 
     def method(name: str) -> Any:
         return lambda params, *args: model.apply({"params": params}, *args, method=name)

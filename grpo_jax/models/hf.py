@@ -7,7 +7,7 @@ import json
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,23 +19,22 @@ from grpo_jax.types import Params
 
 WEIGHTS = "model.safetensors"
 
-# Name in the checkpoint -> path in our tree, and whether the matrix is transposed on the way
-# (checkpoints hold [out, in], our kernels are [in, out]). {} is the layer number.
+# Name in the checkpoint -> name in our tree, {} the layer number. Matrices are [out, in] in both.
 _LAYER = {
-    "model.layers.{}.input_layernorm.weight": ("attention_norm", False),
-    "model.layers.{}.self_attn.q_proj.weight": ("query", True),
-    "model.layers.{}.self_attn.k_proj.weight": ("key", True),
-    "model.layers.{}.self_attn.v_proj.weight": ("value", True),
-    "model.layers.{}.self_attn.o_proj.weight": ("output", True),
-    "model.layers.{}.post_attention_layernorm.weight": ("mlp_norm", False),
-    "model.layers.{}.mlp.gate_proj.weight": ("gate", True),
-    "model.layers.{}.mlp.up_proj.weight": ("up", True),
-    "model.layers.{}.mlp.down_proj.weight": ("down", True),
+    "model.layers.{}.input_layernorm.weight": "attention_norm",
+    "model.layers.{}.self_attn.q_proj.weight": "query",
+    "model.layers.{}.self_attn.k_proj.weight": "key",
+    "model.layers.{}.self_attn.v_proj.weight": "value",
+    "model.layers.{}.self_attn.o_proj.weight": "output",
+    "model.layers.{}.post_attention_layernorm.weight": "mlp_norm",
+    "model.layers.{}.mlp.gate_proj.weight": "gate",
+    "model.layers.{}.mlp.up_proj.weight": "up",
+    "model.layers.{}.mlp.down_proj.weight": "down",
 }
 _TOP = {
-    "model.embed_tokens.weight": ("embedding", False),
-    "model.norm.weight": ("norm", False),
-    "lm_head.weight": ("head", True),
+    "model.embed_tokens.weight": "embedding",
+    "model.norm.weight": "norm",
+    "lm_head.weight": "head",
 }
 # In some checkpoints, and derived from others here.
 _IGNORED = re.compile(r"model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq")
@@ -132,9 +131,8 @@ def load_params(directory: Path, config: DecoderConfig) -> Params:
             unexpected = sorted(name for name in names - table.keys() if not _IGNORED.match(name))
             problems += [f"unexpected: {name}" for name in unexpected]
             for name in sorted(table.keys() & names):
-                *parents, leaf, transpose = table[name]
+                *parents, leaf = table[name]
                 want = _at(shapes, parents)[leaf].shape
-                want = want[::-1] if transpose else want
                 have = tuple(file.get_slice(name).get_shape())
                 if have != want:
                     problems.append(f"shape of {name}: {list(have)}, config.json asks {list(want)}")
@@ -143,9 +141,8 @@ def load_params(directory: Path, config: DecoderConfig) -> Params:
                     f"{path} does not fit its config.json:" + "".join(f"\n  {p}" for p in problems)
                 )
             params: Params = {}
-            for name, (*parents, leaf, transpose) in table.items():
+            for name, (*parents, leaf) in table.items():
                 tensor = file.get_tensor(name).astype(np.float32, copy=False)
-                tensor = np.ascontiguousarray(tensor.T) if transpose else tensor
                 _at(params, parents)[leaf] = jnp.asarray(tensor)
     except SafetensorError as error:
         raise ValueError(f"{path} is not a whole safetensors file: {error}") from None
@@ -168,10 +165,10 @@ def save_params(params: Params, config: DecoderConfig, source: Path, target: Pat
 
     if target.exists():
         raise ValueError(f"{target} exists already; nothing was written, choose another name")
-    tensors = {}
-    for name, (*parents, leaf, transpose) in _table(config):
-        tensor = np.asarray(_at(params, parents)[leaf])
-        tensors[name] = np.ascontiguousarray(tensor.T) if transpose else tensor
+    tensors = {
+        name: np.ascontiguousarray(_at(params, parents)[leaf])
+        for name, (*parents, leaf) in _table(config)
+    }
     target.parent.mkdir(parents=True, exist_ok=True)
     unfinished = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
     unfinished.chmod(0o755)  # mkdtemp's own are for the user alone
@@ -213,17 +210,17 @@ def _read_object(path: Path) -> dict[str, Any]:
     return fields
 
 
-def _table(config: DecoderConfig) -> Iterator[tuple[str, tuple[Any, ...]]]:
-    """(checkpoint name, (*path in our tree, transposed)) of every tensor."""
-    for name, place in _TOP.items():
-        if not (config.tie_embeddings and place[0] == "head"):
-            yield name, place
+def _table(config: DecoderConfig) -> Iterator[tuple[str, tuple[str, ...]]]:
+    """(checkpoint name, path in our tree) of every tensor."""
+    for name, leaf in _TOP.items():
+        if not (config.tie_embeddings and leaf == "head"):
+            yield name, (leaf,)
     for i in range(config.num_layers):
-        for name, place in _LAYER.items():
-            yield name.format(i), (f"layers_{i}", *place)
+        for name, leaf in _LAYER.items():
+            yield name.format(i), (f"layers_{i}", leaf)
 
 
-def _at(tree: Params, parents: list[str]) -> Params:
+def _at(tree: Params, parents: Sequence[str]) -> Params:
     for key in parents:
         tree = tree.setdefault(key, {})
     return tree
