@@ -83,7 +83,6 @@ def _cpu() -> str:
 
 
 def _affinity() -> set[int]:
-    import os
 
     return (
         os.sched_getaffinity(0)

@@ -29,7 +29,6 @@ class Config(grpo_jax.Config):
     group_size: int = 64
     max_prompt_tokens: int = 512
     max_new_tokens: int = 512
-    micro_batch_prompts: int = 1
     learning_rate: float = 1e-6
     checkpoint_every: int = 20
     kl_coef: float = 0.04

@@ -9,6 +9,7 @@ import optax
 
 from grpo_jax.anchors import anchor_arrays, next_state
 from grpo_jax.keys import loss_key
+from grpo_jax.lengths import cut
 from grpo_jax.objectives.base import Objective
 from grpo_jax.objectives.measures import Measures
 from grpo_jax.objectives.prepare import prepare
@@ -50,7 +51,7 @@ def grpo_step(
     sampling: Sampling,
     num_minibatches: int = 1,
     num_epochs: int = 1,
-    micro_batch_prompts: int = 0,
+    micro_batch_tokens: int = 0,
 ) -> Step:
     """One step of GRPO: one phase of sampling, and `num_minibatches * num_epochs` updates.
 
@@ -71,7 +72,7 @@ def grpo_step(
         sampling: how completions are drawn; training needs a temperature above 0.
         num_minibatches: optimizer steps per pass over the batch, of whole groups each.
         num_epochs: passes over the batch.
-        micro_batch_prompts: groups whose activations are held at once; 0 takes all.
+        micro_batch_tokens: tokens whose activations are held at once; 0 chooses by the memory.
 
     Raises:
         ValueError: a KL term without a reference, or prompts that do not divide.
@@ -123,7 +124,7 @@ def grpo_step(
         return found | {"greedy_rewards": greedy}
 
     if rounds == 1:
-        rollout = sample(0)
+        rollout = cut(sample(0))  # to the longest completion
         anchored = anchors(rollout)  # the device computes these while the host scores
         scored = scores(rollout)
         chosen = np.arange(len(scored["rewards"]))
@@ -145,7 +146,7 @@ def grpo_step(
             minibatch,
             key=loss_key(state.key, state.step, number) if objective.needs_key else None,
             temperature=sampling.temperature,
-            micro_batch_prompts=micro_batch_prompts,
+            micro_batch_tokens=micro_batch_tokens,
         )
         metrics.append(measured)
     return Step(next_state(objective, state, metrics), batch, metrics, chosen)

@@ -58,8 +58,8 @@ class Config:
     """Optimizer steps per pass over a step's prompts."""
     num_epochs: int = 1
     """Passes over a step's prompts."""
-    micro_batch_prompts: int = 0
-    """Groups whose activations are held at once; 0 takes all. Changes memory, not results."""
+    micro_batch_tokens: int = 0
+    """Tokens whose activations are held at once, in whole groups; 0 chooses by the memory."""
 
     eval_questions: int = 100
     """Held-out questions asked before and after; 0 asks none."""
@@ -79,7 +79,7 @@ class Config:
         at_least |= {"max_prompt_tokens": 1}
         at_least |= {"max_new_tokens": 1, "num_minibatches": 1, "num_epochs": 1, "top_k": 0}
         at_least |= dict.fromkeys(
-            ("warmup_steps", "weight_decay", "clip_norm", "micro_batch_prompts"), 0
+            ("warmup_steps", "weight_decay", "clip_norm", "micro_batch_tokens"), 0
         )
         at_least |= dict.fromkeys(("eval_questions", "eval_every", "checkpoint_every"), 0)
         at_least |= {"show_every": 0, "eval_samples": 1, "min_p": 0}

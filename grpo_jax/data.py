@@ -6,6 +6,7 @@ from collections.abc import Sequence
 import jax.numpy as jnp
 import numpy as np
 
+from grpo_jax.lengths import bucket
 from grpo_jax.rewards.base import Completion, Question
 from grpo_jax.tasks.base import Task
 from grpo_jax.tokenizer import Tokenizer
@@ -96,17 +97,19 @@ def held_out_questions(
 def pad_prompts(
     questions: Sequence[Question], ids: Sequence[Sequence[int]], *, max_prompt_tokens: int
 ) -> Prompts:
-    """Token ids of each question -> [P, max_prompt_tokens], padded on the right.
+    """Token ids of each question -> [P, L], padded on the right; L is one of a few widths up to
+    `max_prompt_tokens` (`lengths.bucket`).
 
     Raises:
         ValueError: a prompt is empty or longer than the limit; names the question.
     """
-    tokens = np.zeros([len(ids), max_prompt_tokens], np.int32)
-    lengths = np.array([len(encoded) for encoded in ids])
-    for row, question, encoded in zip(tokens, questions, ids, strict=True):
+    for question, encoded in zip(questions, ids, strict=True):
         _check_length(question, encoded, max_prompt_tokens)
+    lengths = np.array([len(encoded) for encoded in ids])
+    tokens = np.zeros([len(ids), bucket(int(lengths.max()), max_prompt_tokens)], np.int32)
+    for row, encoded in zip(tokens, ids, strict=True):
         row[: len(encoded)] = encoded
-    mask = np.arange(max_prompt_tokens) < lengths[:, None]
+    mask = np.arange(tokens.shape[1]) < lengths[:, None]
     return Prompts(jnp.asarray(tokens), jnp.asarray(mask))
 
 

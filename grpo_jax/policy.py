@@ -8,6 +8,7 @@ from typing import Any, Protocol
 import jax
 import jax.numpy as jnp
 
+from grpo_jax.memory import head_chunk_tokens
 from grpo_jax.ops.log_probs import TokenStats, chunked
 from grpo_jax.types import Params, Rollout
 
@@ -64,7 +65,7 @@ def completion_log_probs(
     with_entropy: bool = False,
     entropy_gradient: bool = False,
     with_sum_sq_probs: bool = False,
-    chunk_tokens: int = 512,
+    chunk_tokens: int = 0,
 ) -> TokenStats:
     """What a policy says of a rollout's completion tokens: old, reference and current alike.
 
@@ -76,7 +77,7 @@ def completion_log_probs(
         with_entropy: also the entropy of the distribution at each token.
         entropy_gradient: gradients flow through the entropy, too.
         with_sum_sq_probs: also the sum of squared probabilities at each token.
-        chunk_tokens: tokens whose logits are held at once.
+        chunk_tokens: tokens whose logits are held at once; 0 chooses by the memory of the machine.
 
     Returns:
         `log_probs` [P, G, T] float32 in nats under the whole distribution, and what was asked for
@@ -102,6 +103,9 @@ def completion_log_probs(
         hidden = jnp.concatenate([first, hidden], axis=2)
     else:
         hidden = first
+    if not chunk_tokens:
+        vocab_size = jax.eval_shape(policy.unembed, params, last_hidden).shape[-1]
+        chunk_tokens = head_chunk_tokens(vocab_size)
     stats = chunked(
         lambda h: policy.unembed(params, h).astype(jnp.float32) / temperature,
         hidden,

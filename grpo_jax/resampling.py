@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from grpo_jax.lengths import concatenated, cut
 from grpo_jax.ops import selection
 from grpo_jax.policy import Policy
 from grpo_jax.sampling import Sampling, prompt_keys, sample_groups
@@ -33,7 +34,8 @@ def groups_with_signal(
         max_rounds: phases at most.
 
     Returns:
-        the rollout and the arrays of the P groups taken, and [P] int, which of all groups sampled
+        the rollout (cut to its longest completion unless arrays of tokens go with it) and the
+        arrays of the P groups taken, and [P] int, which of all groups sampled
         these are, in the order of sampling.
 
     Reference: DAPO, arXiv:2503.14476, section 3.2.
@@ -53,10 +55,11 @@ def groups_with_signal(
             break
     # Stable: in the order of sampling, those without a signal behind the others.
     chosen = np.argsort(~signal, kind="stable")[: rollouts[0].completion.shape[0]]
-    taken = jax.tree.map(lambda *parts: jnp.concatenate(parts)[chosen], *rollouts)
+    taken = jax.tree.map(lambda x: x[chosen], concatenated(rollouts))
     per_group = [{k: v for k, v in found.items() if k != "reward_weights"} for found in arrays]
     found = jax.tree.map(lambda *parts: jnp.concatenate(parts)[chosen], *per_group)
-    return taken, arrays[0] | found, chosen
+    per_token = found.keys() & {"step_rewards", "step_ends", "values"}
+    return taken if per_token else cut(taken), arrays[0] | found, chosen
 
 
 def greedy_rewards(

@@ -14,6 +14,7 @@ import numpy as np
 from grpo_jax import metrics, report
 from grpo_jax.algorithm import grpo_step
 from grpo_jax.checkpoints import Checkpoints
+from grpo_jax.compilation_cache import keep_compiled
 from grpo_jax.config import Config
 from grpo_jax.console import RunConsole
 from grpo_jax.data import (
@@ -83,6 +84,7 @@ def run(
         RunStopped: a loss or gradient was not finite; or (RunInterrupted) Ctrl-C or SIGTERM asked
             the run to stop, and what it reached is saved.
     """
+    keep_compiled()
     # All that can be refused is looked at before anything is written or compiled.
     rewards = {task.name: task.reward} if rewards is None else rewards
     weights = named_weights(rewards, reward_weights or {})
@@ -165,11 +167,10 @@ class _Loop:
             )
         if self.signal is not None and not objective.selects_by_signal:
             raise ValueError("signal_reward is given, but this objective selects nothing by signal")
-        size = config.num_prompts // config.num_minibatches
-        if objective.of_the_whole_step and 0 < config.micro_batch_prompts < size:
+        if objective.of_the_whole_step and config.micro_batch_tokens:
             raise ValueError(
-                f"micro_batch_prompts is {config.micro_batch_prompts}, but this objective looks at "
-                f"all tokens of an update ({size} prompts) at once; leave it at 0"
+                f"micro_batch_tokens is {config.micro_batch_tokens}, but this objective looks at "
+                "all tokens of an update at once; leave it at 0"
             )
 
     # -- where it begins ---------------------------------------------------------------------
@@ -245,7 +246,7 @@ class _Loop:
             sampling=self.sampling,
             num_minibatches=config.num_minibatches,
             num_epochs=config.num_epochs,
-            micro_batch_prompts=config.micro_batch_prompts,
+            micro_batch_tokens=config.micro_batch_tokens,
         )
         if not all(bool(update["finite"]) for update in updates):
             if len(updates) == 1:  # nothing was applied: this is the state before the step

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from grpo_jax import memory
 from grpo_jax.objectives.base import Objective
 from grpo_jax.objectives.choices import call, function_of
 from grpo_jax.objectives.measures import Measures, combined, metrics
@@ -36,7 +37,7 @@ def minibatches(batch: Batch, num_minibatches: int, num_epochs: int = 1) -> Iter
 
 @functools.partial(
     jax.jit,
-    static_argnames=("policy", "objective", "optimizer", "temperature", "micro_batch_prompts"),
+    static_argnames=("policy", "objective", "optimizer", "temperature", "micro_batch_tokens"),
     donate_argnames="state",
 )
 def update(
@@ -48,7 +49,7 @@ def update(
     *,
     key: jax.Array | None = None,
     temperature: float = 1.0,
-    micro_batch_prompts: int = 0,
+    micro_batch_tokens: int = 0,
 ) -> tuple[TrainState, Measures]:
     """One optimizer step on a (mini-)batch of whole groups.
 
@@ -60,8 +61,9 @@ def update(
         batch: P groups, with weights of their own if they are a part of a larger step.
         key: for an objective that draws random numbers.
         temperature: the sampler's.
-        micro_batch_prompts: groups whose activations are held at once; 0 takes all. The result is
-            the same up to rounding.
+        micro_batch_tokens: tokens whose activations are held at once (prompts once, completions
+            each, padding included), in whole groups, at least one; 0 chooses by the memory of the
+            machine. The result is the same up to rounding.
 
     Returns:
         the new state, and metrics: `loss`, `grad_norm`, the objective's measures, `entropy`,
@@ -71,14 +73,17 @@ def update(
     Raises:
         ValueError: micro-batches with a surrogate that is a statistic of the whole step.
     """
-    num_prompts = batch.advantages.shape[0]
-    in_parts = 0 < micro_batch_prompts < num_prompts
-    if in_parts and objective.of_the_whole_step:
+    num_prompts, group_size, num_tokens = batch.rollout.completion.shape
+    group_tokens = batch.rollout.prompt.shape[-1] + group_size * num_tokens
+    if objective.of_the_whole_step and 0 < micro_batch_tokens < num_prompts * group_tokens:
         raise ValueError(
-            f"micro_batch_prompts is {micro_batch_prompts} of {num_prompts}, but "
+            f"micro_batch_tokens is {micro_batch_tokens} of {num_prompts * group_tokens}, but "
             f"{function_of(objective.surrogate).__name__} looks at all tokens of a step at once; "
             "take 0, or smaller steps (num_minibatches)"
         )
+    at_once = micro_batch_tokens or memory.micro_batch_tokens(state.params)
+    part_size = num_prompts if objective.of_the_whole_step else max(1, at_once // group_tokens)
+    in_parts = part_size < num_prompts
     mask = batch.rollout.completion_mask if batch.mask is None else batch.mask
     if batch.weights is None:
         # From the mask of the whole step: parts of it then add up.
@@ -118,7 +123,7 @@ def update(
     if not in_parts:
         grads, measured = grad_fn(state.params, batch)
     else:
-        parts = _micro_batches(batch, micro_batch_prompts)
+        parts = _micro_batches(batch, part_size)
 
         def accumulate(grads: Params, part: Batch):
             new, aux = grad_fn(state.params, part)
@@ -142,9 +147,11 @@ def update(
 
 
 def _micro_batches(batch: Batch, size: int) -> Batch:
-    """[P, ...] -> [number of parts, size, ...]; groups that fill up the last part weigh 0."""
+    """[P, ...] -> [number of parts, at most size, ...], as equal as can be; groups that fill up the
+    last part weigh 0."""
     num_prompts = batch.advantages.shape[0]
     num_parts = -(-num_prompts // size)
+    size = -(-num_prompts // num_parts)
     padding = num_parts * size - num_prompts
 
     def cut(x: jax.Array) -> jax.Array:

@@ -269,8 +269,10 @@ def test_keeping_a_support_that_nothing_cuts_is_refused():
 
 def test_a_statistic_of_the_whole_step_refuses_micro_batches():
     objective = objectives.kl_cov()
-    with pytest.raises(ValueError, match=r"micro_batch_prompts is 2 of 4, but kl_cov looks at all"):
-        step(objective, micro_batch_prompts=2)
+    with pytest.raises(
+        ValueError, match=r"micro_batch_tokens is 20 of 100, but kl_cov looks at all"
+    ):
+        step(objective, micro_batch_tokens=20)
     assert step(objective).metrics[0]["finite"]
 
 

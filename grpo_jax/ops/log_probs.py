@@ -162,7 +162,6 @@ def chunked(
     rows = tuple(x.reshape(-1, x.shape[-1]) for x in rows)
     count = tokens.size
 
-    @jax.checkpoint
     def head(chunk: tuple[jax.Array, ...]) -> TokenStats:
         logits, token = unembed(chunk[0]), chunk[1][:, 0]
         constant = jax.lax.stop_gradient(logits)
@@ -178,7 +177,7 @@ def chunked(
         )
 
     if count <= chunk_tokens:
-        stats = head(rows)
+        stats = head(rows)  # its logits are kept: the backward pass comes right after
     else:
         # Chunks of equal size as near to chunk_tokens as the count allows; few padded tokens.
         num_chunks = -(-count // chunk_tokens)
@@ -187,5 +186,7 @@ def chunked(
         chunks = tuple(
             jnp.pad(x, ((0, padding), (0, 0))).reshape(num_chunks, width, -1) for x in rows
         )
-        stats = jax.tree.map(lambda x: x.reshape(-1)[:count], jax.lax.map(head, chunks))
+        stats = jax.tree.map(
+            lambda x: x.reshape(-1)[:count], jax.lax.map(jax.checkpoint(head), chunks)
+        )
     return jax.tree.map(lambda x: x.reshape(shape), stats)

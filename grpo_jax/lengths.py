@@ -1,0 +1,54 @@
+"""A few widths for all lengths, so that nothing is compiled for each."""
+
+import dataclasses
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from grpo_jax.types import Rollout
+
+_HALVINGS = 3
+
+
+def bucket(length: int, longest: int) -> int:
+    """The smallest of `longest` and its halves, quarters and eighths that holds `length`.
+
+    >>> [bucket(length, 256) for length in (1, 33, 64, 200)]
+    [32, 64, 64, 256]
+    """
+    if not length <= longest:
+        raise ValueError(f"length is {length}, more than the longest, {longest}")
+    widths = [-(-longest // 2**halvings) for halvings in range(_HALVINGS, -1, -1)]
+    return next(width for width in widths if width >= length)
+
+
+def cut(rollout: Rollout) -> Rollout:
+    """A rollout as wide as the longest of its completions asks for, [P, G, T'] with T' of `bucket`.
+
+    What is cut away is padding. Waits for the rollout.
+    """
+    longest = rollout.completion.shape[-1]
+    written = np.flatnonzero(np.asarray(rollout.completion_mask).any(axis=(0, 1)))
+    width = bucket(int(written.max(initial=0)) + 1, longest)
+    if width == longest:
+        return rollout
+    per_token = ("completion", "completion_mask", "sampler_log_probs", "support_log_mass")
+    changes = {name: getattr(rollout, name) for name in per_token}
+    changes = {name: x[:, :, :width] for name, x in changes.items() if x is not None}
+    if rollout.support is not None:
+        changes["support"] = rollout.support[:, :, :width]
+    return dataclasses.replace(rollout, **changes)
+
+
+def concatenated(rollouts: Sequence[Rollout]) -> Rollout:
+    """Rollouts of prompts of several widths as one, as wide as the widest."""
+    width = max(rollout.prompt.shape[1] for rollout in rollouts)
+
+    def widened(rollout: Rollout) -> Rollout:
+        padding = ((0, 0), (0, width - rollout.prompt.shape[1]))
+        prompt, mask = jnp.pad(rollout.prompt, padding), jnp.pad(rollout.prompt_mask, padding)
+        return dataclasses.replace(rollout, prompt=prompt, prompt_mask=mask)
+
+    return jax.tree.map(lambda *parts: jnp.concatenate(parts), *map(widened, rollouts))

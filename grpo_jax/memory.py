@@ -1,0 +1,48 @@
+"""How much is held at once, where nobody says: from the size of the machine's memory.
+
+Never from what is free at the moment: sums would then be cut in other places, and a resumed run
+would not repeat its bits.
+"""
+
+import os
+
+import jax
+
+from grpo_jax.types import Params
+
+_HEAD_SHARE = 128
+"""Part of the memory that one chunk of logits may take; a backward pass holds two or three."""
+_CPU_TOKENS = 1024
+"""Where the products of a 135 M decoder on two cores are as fast as they get; beyond, only the
+memory grows, and with it the time that the system takes to hand it out."""
+_ACTIVATION_SHARE = 3
+
+
+def device_bytes() -> int:
+    """Memory of one device: what the allocator may use on an accelerator, the machine's on CPU."""
+    device = jax.local_devices()[0]
+    limit = (device.memory_stats() or {}).get("bytes_limit")
+    if limit:
+        return int(limit)
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+def head_chunk_tokens(vocab_size: int) -> int:
+    """Tokens whose logits [tokens, V] float32 are held at once."""
+    return max(16, device_bytes() // _HEAD_SHARE // (4 * vocab_size))
+
+
+def micro_batch_tokens(params: Params) -> int:
+    """Tokens whose activations are held at once in a forward and backward pass.
+
+    On an accelerator as many as fill a third of its memory, by what each matrix product reads and
+    writes; a matrix much wider than deep is taken for the head, which has chunks of its own.
+
+    Args:
+        params: of the network, or their shapes.
+    """
+    if jax.default_backend() == "cpu":
+        return _CPU_TOKENS
+    matrices = [leaf.shape for leaf in jax.tree.leaves(params) if leaf.ndim == 2]
+    held = sum(sum(shape) for shape in matrices if max(shape) <= 8 * min(shape))
+    return max(_CPU_TOKENS, device_bytes() // _ACTIVATION_SHARE // max(4 * held, 1))
