@@ -10,7 +10,7 @@ for one after another, and their sum is the step. The first step compiles and is
 
 import argparse
 import statistics
-import time
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -72,24 +72,24 @@ def random_prompts(work: Work, seed: int) -> Prompts:
     return Prompts(jnp.asarray(tokens, jnp.int32), jnp.ones(shape, bool))
 
 
-def score(rollout: Rollout) -> np.ndarray:
+def score(rollout: Rollout) -> jax.Array:
     """The share of even ids: any function of a completion that differs within a group."""
-    return (np.asarray(rollout.completion) % 2 == 0).mean(axis=-1).astype(np.float32)
+    shares = (np.asarray(rollout.completion) % 2 == 0).mean(axis=-1)
+    return jnp.asarray(shares, jnp.float32)
 
 
-def main() -> None:
-    arguments = shape_arguments(__doc__).parse_args()
-    work = work_of(arguments)
-    limits = limits_of(work, arguments.dtype)
-    policy = decoder_policy(work.config)
+def measured(work: Work, dtype: str, steps: int) -> tuple[dict[str, list[float]], float]:
+    """Seconds of each part and of the whole `step`, a number a step; and those of the first step,
+    compilation included."""
+    policy = decoder_policy(work.config, dtype)
     objective = objectives.grpo(kl_coef=0.04)
     optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(1e-6))
     sampling = Sampling(max_new_tokens=work.new_tokens)
-    params = init_params(work.config, jax.random.key(0))
-    reference = init_params(work.config, jax.random.key(0))
+    params, ref_params = (init_params(work.config, jax.random.key(0)) for _ in range(2))
     state = TrainState(params, optimizer.init(params), jnp.zeros([], jnp.int32), jax.random.key(1))
 
-    def step(state: TrainState, laps: Laps) -> TrainState:
+    def step(state: TrainState) -> tuple[TrainState, dict[str, float]]:
+        laps = Laps()
         keys = prompt_keys(state.key, state.step * work.num_prompts, work.num_prompts)
         prompts = random_prompts(work, int(state.step))
         rollout = sample_groups(
@@ -97,41 +97,44 @@ def main() -> None:
         )
         laps.lap("sample", rollout)
         rewards = score(rollout)
-        laps.lap("score")
+        laps.lap("score", rewards)
         anchors = anchor_arrays(
-            policy, objective, state.params, reference, rollout, 1, temperature=1.0
+            policy, objective, state.params, ref_params, rollout, 1, temperature=1.0
         )
         laps.lap("reference", anchors)
         batch = prepare(objective, rollout, rewards=rewards, **anchors)
         state, metrics = update(policy, objective, optimizer, state, batch)
         state = next_state(objective, state, [metrics])
         laps.lap("update", state)
-        return state
+        return state, laps.seconds | {"step": sum(laps.seconds.values())}
 
-    started = time.perf_counter()
-    state = step(state, Laps())
-    first_seconds = time.perf_counter() - started
-    seconds: dict[str, list[float]] = {name: [] for name in (*PARTS, "step")}
-    for _ in range(arguments.steps):
-        laps = Laps()
-        state = step(state, laps)
-        for name in PARTS:
-            seconds[name].append(laps.seconds[name])
-        seconds["step"].append(sum(laps.seconds.values()))
+    state, first = step(state)
+    found: dict[str, list[float]] = {name: [] for name in first}
+    for _ in range(steps):
+        state, seconds = step(state)
+        for name, value in seconds.items():
+            found[name].append(value)
+    return found, first["step"]
+
+
+def main() -> None:
+    arguments = shape_arguments(__doc__).parse_args()
+    work = work_of(arguments)
+    seconds, first = measured(work, arguments.dtype, arguments.steps)
+    peak = peak_rss_bytes()  # before the limits are measured, which takes memory of its own
+    limits = limits_of(work, arguments.dtype)
     medians = {name: statistics.median(values) for name, values in seconds.items()}
     floors = work.seconds(limits)
-    found = {f"{name}_seconds": medians[name] for name in ("step", *PARTS)}
-    found["floor_seconds"] = sum(floors.values())
-    found["compile_seconds"] = max(first_seconds - medians["step"], 0.0)
-    found["peak_rss_bytes"] = peak_rss_bytes()
-    found |= {f"{name}_floor_seconds": floors[name] for name in PARTS}
-    found |= {
-        f"{name}_share_of_floor": floors[name] / medians[name] for name in PARTS if floors[name]
-    }
-    found["share_of_floor"] = found["floor_seconds"] / found["step_seconds"]
-    found["limits"] = vars(limits)
-    found["all_step_seconds"] = seconds["step"]
-    report(found, arguments)
+    floors["step"] = sum(floors.values())
+    found: dict[str, Any] = {f"{name}_seconds": medians[name] for name in ("step", *PARTS)}
+    found["floor_seconds"] = floors["step"]
+    found["compile_seconds"] = max(first - medians["step"], 0.0)
+    found["peak_rss_bytes"] = peak
+    for name, floor in floors.items():
+        if floor:
+            found[f"{name}_floor_seconds"] = floor
+            found[f"{name}_share_of_floor"] = floor / medians[name]
+    report(found | {"limits": vars(limits), "all_step_seconds": seconds["step"]}, arguments)
 
 
 if __name__ == "__main__":
