@@ -14,6 +14,8 @@ class Config:
 
     model: str = "smollm2-135m-instruct"
     """The embedded default, a Hugging Face model directory, or a hub id."""
+    compute_dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Of activations and matrix products; auto is bfloat16 on a GPU or TPU, float32 on a CPU."""
     run_dir: str = ""
     """Where the run writes. Default: a new directory under runs/."""
     resume: bool = False
@@ -88,6 +90,8 @@ class Config:
                 self._refuse(name, f"it must be at least {bound}")
         if self.lr_schedule not in ("constant", "linear", "cosine"):
             self._refuse("lr_schedule", "it must be constant, linear or cosine")
+        if self.compute_dtype not in ("auto", "float32", "bfloat16"):
+            self._refuse("compute_dtype", "it must be auto, float32 or bfloat16")
         if self.seed >= 2**32:
             self._refuse("seed", "it must be below 2**32, or two seeds would share their keys")
         if not self.model:

@@ -91,7 +91,7 @@ def run(
     directory = RunDirectory.reopen(config, weights) if config.resume else None
     if config.run_dir and not config.resume:
         check_unused(Path(config.run_dir))
-    network = pretrained(config.model) if network is None else network
+    network = pretrained(config.model, config.compute_dtype) if network is None else network
     if signal_reward is not None and signal_reward not in rewards:
         raise ValueError(
             f"signal_reward is {signal_reward!r}; it must be one of {', '.join(rewards)}"

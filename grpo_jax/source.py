@@ -71,7 +71,7 @@ def load_source(source: str, experiment: str = "") -> Source:
             f"{source} was made by another version of {saved['experiment']}: {error}"
         ) from None
     own = getattr(trained, "network", None)
-    network = own(config) if own else pretrained(config.model)
+    network = own(config) if own else pretrained(config.model, config.compute_dtype)
     checkpoints = Checkpoints(checkpoints_directory)
     try:
         step, params = checkpoints.restore_params(network.shapes)

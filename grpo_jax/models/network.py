@@ -40,8 +40,14 @@ class Network:
     export: Callable[[Params, Path], None] | None = None
 
 
-def pretrained(model: str) -> Network:
+def pretrained(model: str, compute_dtype: str = "auto") -> Network:
     """The embedded default, a local Hugging Face directory, or a hub id.
+
+    Args:
+        model: by its name.
+        compute_dtype: of activations and products, "float32" or "bfloat16"; "auto" takes bfloat16
+            on a GPU or TPU, and float32 on a CPU, which is slower in bfloat16. Parameters are
+            float32 in any case.
 
     Weights are not read before `load` is called.
 
@@ -57,12 +63,15 @@ def pretrained(model: str) -> Network:
             f"{config.vocab_size} rows (vocab_size in config.json): they are of different models"
         )
     shapes = param_shapes(config)
+    dtype = compute_dtype
+    if dtype == "auto":
+        dtype = "float32" if jax.default_backend() == "cpu" else "bfloat16"
     return Network(
-        policy=decoder_policy(config),
+        policy=decoder_policy(config, dtype),
         tokenizer=tokenizer,
         load=lambda: hf.load_params(directory, config),
         shapes=shapes,
-        description=f"{model}, {_millions(shapes)} parameters, float32",
+        description=f"{model}, {_millions(shapes)} parameters, computed in {dtype}",
         export=lambda params, target: hf.save_params(params, config, directory, target),
     )
 
