@@ -28,232 +28,21 @@ failed; the others are measured all the same.
 """
 
 import argparse
-import contextlib
 import dataclasses
-import datetime
-import glob
-import importlib.metadata
 import json
 import os
 import pathlib
-import platform
-import shlex
-import shutil
-import signal
 import statistics
-import subprocess
 import sys
-import tempfile
-import time
 from collections.abc import Sequence
-from typing import Any, NamedTuple, TextIO
+from typing import Any
 
+from benchmarks.peers_environments import ENVIRON, PEERS, known_flags, prepare_environment
+from benchmarks.peers_processes import GIB, Failed, kilobytes, last_lines, run, say
 from benchmarks.shapes import SHAPES
+from benchmarks.timing import conditions
 
-ROOT = pathlib.Path(__file__).resolve().parent.parent
 OURS = "grpo_jax"
-GIB = 2**30
-
-
-class Peer(NamedTuple):
-    """Another library: where its environment goes, what is installed, what runs in it.
-
-    Attributes:
-        environment: folder name in the cache.
-        requirements: for the installer; what they bring is reported with each result.
-        driver: module that measures it.
-        xla_flags: set where its XLA knows them.
-    """
-
-    environment: str
-    requirements: tuple[str, ...]
-    driver: str
-    xla_flags: str = ""
-
-
-PEERS = {
-    # torch comes from where the installer is configured to look. A build with CUDA's libraries, as
-    # on PyPI for Linux, holds about 0.3 GiB more than one without; "+cpu" in the version tells.
-    "trl": Peer(
-        "trl-1.16.0",
-        ("trl==1.16.0", "transformers==5.23.0", "torch==2.13.0"),
-        "benchmarks.peers_trl",
-    ),
-    # With XLA's default order of operations on a CPU, more of the activations are held at once:
-    # the plan of a train step of this shape, 32 rows of 64 + 64 tokens, is a quarter smaller so.
-    # `--tunix-xla-flags=` leaves the default.
-    "tunix": Peer(
-        "tunix-0.1.7",
-        ("google-tunix==0.1.7",),
-        "benchmarks.peers_tunix",
-        xla_flags="--xla_cpu_enable_concurrency_optimized_scheduler=false",
-    ),
-}
-# What each system is given: no accelerator, no model hub.
-ENVIRON = {
-    "CUDA_VISIBLE_DEVICES": "",
-    "JAX_PLATFORMS": "cpu",
-    "HF_HUB_OFFLINE": "1",
-    "HF_HUB_DISABLE_TELEMETRY": "1",
-    "TOKENIZERS_PARALLELISM": "false",
-}
-# What would lead a peer's interpreter to packages that are not its own.
-NOT_INHERITED = ("PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV")
-
-
-class Failed(Exception):
-    """A system that could not be measured; the message ends with the last lines it wrote."""
-
-
-def say(line: str) -> None:
-    print(f"[{datetime.datetime.now():%H:%M:%S}] {line}", file=sys.stderr, flush=True)
-
-
-# Processes, one at a time
-
-
-def run(
-    command: Sequence[str],
-    environ: dict[str, str],
-    *,
-    timeout: float,
-    memory_limit: float = float("inf"),
-) -> str:
-    """Runs a command in the repository's root, tells its progress, returns what it printed.
-
-    Args:
-        command: its arguments.
-        environ: added to this process's environment.
-        timeout: seconds until it is stopped.
-        memory_limit: resident bytes at which it is stopped, before the machine has none left.
-
-    Raises:
-        Failed: it ended with an error, or was stopped.
-    """
-    inherited = {name: text for name, text in os.environ.items() if name not in NOT_INHERITED}
-    with tempfile.TemporaryFile("w+") as printed, tempfile.NamedTemporaryFile("w+") as written:
-        process = subprocess.Popen(
-            command,
-            cwd=ROOT,
-            env=inherited | environ,
-            stdout=printed,
-            stderr=written,
-            start_new_session=True,
-        )
-        try:
-            with open(written.name) as lines:
-                stopped = watch(process, lines, time.monotonic() + timeout, memory_limit)
-        finally:
-            if process.poll() is None:
-                os.killpg(process.pid, signal.SIGKILL)
-                process.wait()
-        printed.seek(0)
-        written.seek(0)
-        output, errors = printed.read(), written.read()
-    if stopped or process.returncode:
-        reason = stopped or f"ended with code {process.returncode}"
-        raise Failed(last_lines(reason, output + errors))
-    return output
-
-
-def last_lines(reason: str, text: str) -> str:
-    """A reason, and how a text ends, without this machine's paths."""
-    for path, name in ((ROOT, "."), (cache_folder(), "CACHE"), (pathlib.Path.home(), "~")):
-        text = text.replace(str(path), name)
-    return "\n".join([reason, *text.strip().splitlines()[-12:]])
-
-
-def watch(
-    process: subprocess.Popen, lines: TextIO, deadline: float, memory_limit: float
-) -> str | None:
-    """Waits until a process ends, repeating what it tells; or says why it has to be stopped."""
-    while process.poll() is None:
-        time.sleep(0.2)
-        for line in lines:
-            if line.startswith("peers: "):
-                say(line.removeprefix("peers: ").rstrip())
-        if time.monotonic() > deadline:
-            return "stopped: out of time (--timeout)"
-        resident = kilobytes(f"/proc/{process.pid}/status", "VmRSS") or 0
-        if resident > memory_limit:
-            return (
-                f"stopped at {resident / GIB:.1f} GiB, before the machine has no memory left "
-                "(--memory-limit; a lower --tokens-at-once needs less)"
-            )
-    return None
-
-
-def kilobytes(file: str, name: str) -> int | None:
-    """A value that Linux gives as `name: N kB`, in bytes; None where there is none."""
-    with contextlib.suppress(OSError):
-        for line in pathlib.Path(file).read_text().splitlines():
-            if line.startswith(f"{name}:"):
-                return int(line.split()[1]) * 1024
-    return None
-
-
-# Environments of the peers
-
-
-def find_python() -> str:
-    """An interpreter for the peers: this one, or else a 3.12; they have wheels for 3.11 to 3.13."""
-    pyenv = os.environ.get("PYENV_ROOT") or os.path.expanduser("~/.pyenv")
-    candidates = [sys.executable, "python3.12", *glob.glob(f"{pyenv}/versions/3.12*/bin/python")]
-    if shutil.which("uv"):
-        found = subprocess.run(["uv", "python", "find", "3.12"], capture_output=True, text=True)
-        candidates.append(found.stdout.strip())
-    check = "import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))"
-    for candidate in filter(None, candidates):
-        with contextlib.suppress(OSError):
-            if subprocess.run([candidate, "-c", check], capture_output=True).returncode == 0:
-                return candidate
-    raise Failed("no Python 3.11, 3.12 or 3.13 for the peers; install one, as python3.12 on PATH")
-
-
-def cache_folder() -> pathlib.Path:
-    if own := os.environ.get("GRPO_JAX_CACHE"):
-        return pathlib.Path(own).absolute()
-    return pathlib.Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "grpo_jax"
-
-
-def prepare_environment(peer: Peer, timeout: float) -> str:
-    """The interpreter of the peer's virtual environment, made if there is none.
-
-    A marker, written last, says what it was made of; a folder without it is made anew.
-    """
-    folder = cache_folder() / "peers" / peer.environment
-    marker, wanted = folder / "installed.txt", "\n".join(peer.requirements) + "\n"
-    python = str(folder / "bin" / "python")
-    if marker.exists() and marker.read_text() == wanted:
-        return python
-    if folder.exists():
-        shutil.rmtree(folder)
-    base = find_python()
-    say(f"making the environment {peer.environment}, once: some minutes, some gigabytes")
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    if shutil.which("uv"):
-        make = ["uv", "venv", "--quiet", "--python", base, str(folder)]
-        install = ["uv", "pip", "install", "--python", python]
-    else:
-        make = [base, "-m", "venv", str(folder)]
-        install = [python, "-m", "pip", "install", "--disable-pip-version-check"]
-    run(make, {}, timeout=timeout)
-    run([*install, *peer.requirements], {}, timeout=timeout)
-    marker.write_text(wanted)
-    return python
-
-
-def known_flags(python: str, flags: str) -> str:
-    """The flags, if the environment's XLA starts with them: it ends a process otherwise."""
-    try:
-        run([python, "-c", "import jax; jax.devices()"], ENVIRON | {"XLA_FLAGS": flags}, timeout=99)
-    except Failed:
-        say(f"this jax does not know {flags}")
-        return ""
-    return flags
-
-
-# Measurements
 
 
 def micro_batches(prompts: int, tokens_of_a_group: int, tokens_at_once: int) -> int:
@@ -398,35 +187,6 @@ def print_table(shapes: dict[str, dict[str, Any]]) -> None:
             )
 
 
-def describe_machine() -> dict[str, Any]:
-    """Processor and memory; nothing that names the machine."""
-    cpu = platform.processor() or platform.machine()
-    with contextlib.suppress(OSError, StopIteration):
-        lines = pathlib.Path("/proc/cpuinfo").read_text().splitlines()
-        cpu = next(
-            line.partition(":")[2].strip() for line in lines if line.startswith("model name")
-        )
-    total = kilobytes("/proc/meminfo", "MemTotal")
-    return {
-        "cpu": cpu,
-        "architecture": platform.machine(),
-        "cores": os.cpu_count(),
-        "memory_gib": total and round(total / GIB, 1),
-    }
-
-
-def our_versions() -> dict[str, str]:
-    found = {"python": platform.python_version()}
-    for name in ("grpo-jax", "jax", "jaxlib", "flax", "optax", "numpy"):
-        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            found[name] = importlib.metadata.version(name)
-    with contextlib.suppress(OSError):
-        git = ["git", "describe", "--always", "--dirty"]
-        described = subprocess.run(git, cwd=ROOT, capture_output=True, text=True)
-        found["commit"] = described.stdout.strip()
-    return found
-
-
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.peers",
@@ -462,11 +222,9 @@ def main() -> int:
         processors = sorted(os.sched_getaffinity(0))
         os.sched_setaffinity(0, processors[: args.threads])
     settings = {name: value for name, value in vars(args).items() if name != "out"}
-    report = {
-        "date": f"{datetime.date.today()}",
-        "machine": describe_machine(),
-        "versions": our_versions(),
-        "command": command_line(sys.argv[1:]),
+    report: dict[str, Any] = {
+        **conditions(),
+        "memory_bytes": kilobytes("/proc/meminfo", "MemTotal"),
         "settings": settings,
         "shapes": {tokens: measure_shape(args, tokens) for tokens in args.shapes},
     }
@@ -476,16 +234,6 @@ def main() -> int:
     print(json.dumps(report))
     systems = [s for measured in report["shapes"].values() for s in measured["systems"].values()]
     return int(any("error" in system for system in systems))
-
-
-def command_line(arguments: Sequence[str]) -> str:
-    """What was called, without the file it was told to write."""
-    kept = [
-        argument
-        for before, argument in zip(["", *arguments], arguments, strict=False)
-        if before != "--out" and not argument.startswith("--out")
-    ]
-    return shlex.join(["python", "-m", "benchmarks.peers", *kept])
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ import argparse
 import json
 import os
 import platform
+import shlex
 import statistics
 import subprocess
 import sys
@@ -47,7 +48,7 @@ def conditions() -> dict[str, Any]:
     kind = _cpu() if device.platform == "cpu" else device.device_kind
     return {
         "date": date.today().isoformat(),
-        "command": " ".join(["python -m", _module(), *sys.argv[1:]]),
+        "command": shlex.join(["python", "-m", _module(), *_arguments()]),
         "commit": _commit(),
         "device": f"{device.platform}: {kind}",
         "cores": len(_affinity()),
@@ -67,6 +68,12 @@ def report(found: dict[str, Any], arguments: argparse.Namespace) -> None:
 def _module() -> str:
     spec = sys.modules["__main__"].__spec__
     return spec.name if spec else Path(sys.argv[0]).name
+
+
+def _arguments() -> list[str]:
+    """What was asked, without the file that the result goes to."""
+    pairs = zip(["", *sys.argv[1:]], sys.argv[1:], strict=False)
+    return [here for before, here in pairs if before != "--out" and not here.startswith("--out")]
 
 
 def _commit() -> str:

@@ -55,7 +55,7 @@ def network(config: Config):
         num_kv_heads=4,
         head_dim=16,
     )
-    return from_scratch(shape, tokenizer, seed=config.seed)
+    return from_scratch(shape, tokenizer, seed=config.seed, compute_dtype=config.compute_dtype)
 
 
 def main(config: Config) -> dict:

@@ -62,7 +62,8 @@ def grpo_step(
         state: donated to the update: use the returned one.
         ref_params: of a frozen reference, in buffers of their own; None when there is no KL term,
             or when the objective moves the reference, which is then in the state.
-        draw_prompts: number of the phase, from 0 -> its P prompts, always as many and as wide.
+        draw_prompts: number of the phase, from 0 -> its P prompts, always as many. Each width is
+            compiled once.
             There is one phase, unless the objective samples again for groups without a signal.
         score: a rollout -> rewards [P, G] or [P, G, K] float, NaN where a completion has none; or a
             dict of `rewards` and other arrays that `prepare` takes. Runs on the host.

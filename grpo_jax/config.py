@@ -61,7 +61,8 @@ class Config:
     num_epochs: int = 1
     """Passes over a step's prompts."""
     micro_batch_tokens: int = 0
-    """Tokens whose activations are held at once, in whole groups; 0 chooses by the memory."""
+    """Tokens whose activations are held at once, in whole groups; 0 chooses by the memory. Changes
+    memory, not results."""
 
     eval_questions: int = 100
     """Held-out questions asked before and after; 0 asks none."""

@@ -35,8 +35,8 @@ def groups_with_signal(
 
     Returns:
         the rollout (cut to its longest completion unless arrays of tokens go with it) and the
-        arrays of the P groups taken, and [P] int, which of all groups sampled
-        these are, in the order of sampling.
+        arrays of the P groups taken, and [P] int, which of all groups sampled these are, in the
+        order of sampling.
 
     Reference: DAPO, arXiv:2503.14476, section 3.2.
     Choice: the paper has no cap. Rewards that are all equal are no signal; of several reward

@@ -47,6 +47,9 @@ def load_source(source: str, experiment: str = "") -> Source:
     Raises:
         ValueError: there is neither, or the run holds no finished checkpoint.
     """
+    from grpo_jax.compilation_cache import keep_compiled
+
+    keep_compiled()
     module = experiment_module(experiment) if experiment else None
     try:
         saved = read_config(Path(source))

@@ -12,6 +12,7 @@ import pytest
 
 from grpo_jax import objectives
 from grpo_jax.algorithm import grpo_step
+from grpo_jax.lengths import bucket
 from grpo_jax.ops import controllers, kl, references
 from grpo_jax.policy import completion_log_probs
 from grpo_jax.resampling import groups_with_signal
@@ -332,3 +333,40 @@ def test_papers_with_needs_of_their_own_take_a_step_of_two_updates(objective, sc
     assert all(bool(found["finite"]) for found in result.metrics)
     assert not same(copied(result.state.params), copied(networks.params()))
     assert result.state.step == 1
+
+
+# -- nothing is compiled twice -------------------------------------------------------------------
+
+
+COMPILED = []
+jax.monitoring.register_event_duration_secs_listener(
+    lambda name, *_, **__: COMPILED.append(name) if "backend_compile" in name else None
+)
+
+
+def test_lengths_that_vary_compile_a_few_programs_and_then_none():
+    """Prompts of one to eight tokens, completions that end anywhere up to the eighth."""
+    objective = objectives.dr_grpo(max_new_tokens=8)
+    sampling = dataclasses.replace(SAMPLING, max_new_tokens=8, stop_ids=tuple(range(3, 40)))
+
+    def steps(seed, count):
+        """(widths, programs compiled) of each step."""
+        state = dataclasses.replace(new_state(objective), key=jax.random.key(seed))
+        random = np.random.default_rng(seed)
+        for _ in range(count):
+            lengths = random.integers(1, random.choice([2, 3, 5, 9]), size=4)
+            prompts = networks.prompts(lengths, width=bucket(int(lengths.max()), 8))
+            before = len(COMPILED)
+            state, batch, metrics, _ = step(objective, state, prompts=prompts, sampling=sampling)
+            assert metrics[0]["finite"]
+            widths = (batch.rollout.prompt.shape[1], batch.rollout.completion.shape[2])
+            yield widths, len(COMPILED) - before
+
+    updates = update._cache_size()
+    seen = {widths for widths, _ in steps(0, 12)}
+    assert len({width for width, _ in seen}) > 1
+    assert len({width for _, width in seen}) > 1
+    again = [compiled for widths, compiled in steps(1, 8) if widths in seen]
+    assert len(again) >= 3
+    assert sum(again) == 0
+    assert update._cache_size() - updates <= 16  # four widths of each

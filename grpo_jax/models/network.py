@@ -43,13 +43,13 @@ class Network:
 def pretrained(model: str, compute_dtype: str = "auto") -> Network:
     """The embedded default, a local Hugging Face directory, or a hub id.
 
+    Weights are not read before `load` is called.
+
     Args:
         model: by its name.
         compute_dtype: of activations and products, "float32" or "bfloat16"; "auto" takes bfloat16
             on a GPU or TPU, and float32 on a CPU, which is slower in bfloat16. Parameters are
             float32 in any case.
-
-    Weights are not read before `load` is called.
 
     Raises:
         ValueError: no such model, or a directory that cannot be used; says why and what works.
@@ -63,9 +63,7 @@ def pretrained(model: str, compute_dtype: str = "auto") -> Network:
             f"{config.vocab_size} rows (vocab_size in config.json): they are of different models"
         )
     shapes = param_shapes(config)
-    dtype = compute_dtype
-    if dtype == "auto":
-        dtype = "float32" if jax.default_backend() == "cpu" else "bfloat16"
+    dtype = _computed_in(compute_dtype)
     return Network(
         policy=decoder_policy(config, dtype),
         tokenizer=tokenizer,
@@ -76,15 +74,17 @@ def pretrained(model: str, compute_dtype: str = "auto") -> Network:
     )
 
 
-def from_scratch(config: DecoderConfig, tokenizer: Tokenizer, *, seed: int) -> Network:
-    """A small decoder with random parameters, for toys and tests."""
-    shapes = param_shapes(config)
+def from_scratch(
+    config: DecoderConfig, tokenizer: Tokenizer, *, seed: int, compute_dtype: str = "auto"
+) -> Network:
+    """A small decoder with random parameters, for toys and tests; `compute_dtype` as above."""
+    shapes, dtype = param_shapes(config), _computed_in(compute_dtype)
     return Network(
-        policy=decoder_policy(config),
+        policy=decoder_policy(config, dtype),
         tokenizer=tokenizer,
         load=lambda: init_params(config, stream_key(seed, INITIAL)),
         shapes=shapes,
-        description=f"random decoder, {_millions(shapes)} parameters, float32",
+        description=f"random decoder, {_millions(shapes)} parameters, computed in {dtype}",
     )
 
 
@@ -134,6 +134,12 @@ def _from_hub(model: str, ways: str) -> Path:
             f"model {model!r} is not in the local cache and {hub.hostname} cannot give it "
             f"({str(error).splitlines()[0] if str(error) else type(error).__name__}); {ways}"
         ) from None
+
+
+def _computed_in(compute_dtype: str) -> str:
+    if compute_dtype != "auto":
+        return compute_dtype
+    return "float32" if jax.default_backend() == "cpu" else "bfloat16"
 
 
 def _millions(shapes: Params) -> str:

@@ -2,14 +2,12 @@
 
 import json
 import math
-import pathlib
 import time
 
 import pytest
+from real_data import GSM8K, needs_gsm8k
 
 from grpo_jax.rewards import Completion, Question, extract_number, math_answer, number_match
-
-GSM8K = pathlib.Path(__file__).resolve().parents[3] / "shared/data/gsm8k/train.jsonl"
 
 
 @pytest.mark.parametrize(
@@ -123,9 +121,10 @@ def test_hostile_text_is_read_in_little_time(text):
     assert time.process_time() - started < 5.0
 
 
-@pytest.mark.skipif(not GSM8K.is_file(), reason="GSM8K's train.jsonl is not in shared/data")
+@needs_gsm8k
 def test_real_solutions_match_themselves_and_no_other():
-    answers = [json.loads(line)["answer"] for line in GSM8K.open(encoding="utf-8")][:2000]
+    lines = (GSM8K / "train.jsonl").read_text(encoding="utf-8").splitlines()[:2000]
+    answers = [json.loads(line)["answer"] for line in lines]
     for answer in answers:
         final = int(answer.rpartition("#### ")[2].replace(",", ""))  # all of them are integers
         assert number_match(answer, final) == 1.0

@@ -1,14 +1,13 @@
 """GSM8K: what is read, what is refused and how it is said."""
 
 import json
-import pathlib
 
 import pytest
+from real_data import GSM8K as REAL
+from real_data import needs_gsm8k
 
 from grpo_jax.rewards import Completion
 from grpo_jax.tasks import GSM8K
-
-REAL = pathlib.Path(__file__).resolve().parents[3] / "shared/data/gsm8k"
 
 
 def write(path, records):
@@ -100,7 +99,7 @@ def test_files_that_are_not_there_or_empty(tmp_path):
         GSM8K(empty)
 
 
-@pytest.mark.skipif(not REAL.is_dir(), reason="GSM8K is not in shared/data")
+@needs_gsm8k
 def test_the_real_files():
     task = GSM8K(REAL / "train.jsonl", REAL / "test.jsonl")
     assert (task.num_train, task.num_held_out) == (7473, 1319)
