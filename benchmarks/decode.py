@@ -12,15 +12,16 @@ from benchmarks.floors import Limits, Work
 from benchmarks.limits import bandwidth, few_rows_seconds, matrix_rate
 from benchmarks.step import random_prompts, shape_arguments, work_of
 from benchmarks.timing import report, seconds_of
+from grpo_jax.continuous_batching import sample_continuously
 from grpo_jax.models.decoder import decoder_policy, init_params
-from grpo_jax.sampling import Sampling, prompt_keys, sample_groups
+from grpo_jax.sampling import Sampling, prompt_keys
 from grpo_jax.types import Params
 
 
 def sample_seconds(work: Work, dtype: str, params: Params, steps: int) -> float:
     """Median seconds of a whole rollout: prompts read, T tokens of each row drawn."""
     rollout = functools.partial(
-        sample_groups,
+        sample_continuously,
         decoder_policy(work.config, dtype),
         params,
         random_prompts(work, seed=0),

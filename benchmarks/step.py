@@ -23,10 +23,11 @@ from benchmarks.shapes import SHAPES
 from benchmarks.timing import Laps, report
 from grpo_jax import objectives
 from grpo_jax.anchors import anchor_arrays, next_state
+from grpo_jax.continuous_batching import sample_continuously
 from grpo_jax.metrics import peak_rss_bytes
 from grpo_jax.models.decoder import decoder_policy, init_params
 from grpo_jax.objectives.prepare import prepare
-from grpo_jax.sampling import Sampling, prompt_keys, sample_groups
+from grpo_jax.sampling import Sampling, prompt_keys
 from grpo_jax.types import Prompts, Rollout, TrainState
 from grpo_jax.update import update
 
@@ -92,7 +93,7 @@ def measured(work: Work, dtype: str, steps: int) -> tuple[dict[str, list[float]]
         laps = Laps()
         keys = prompt_keys(state.key, state.step * work.num_prompts, work.num_prompts)
         prompts = random_prompts(work, int(state.step))
-        rollout = sample_groups(
+        rollout = sample_continuously(
             policy, state.params, prompts, keys, group_size=work.group_size, sampling=sampling
         )
         laps.lap("sample", rollout)

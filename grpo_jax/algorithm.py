@@ -8,6 +8,7 @@ import numpy as np
 import optax
 
 from grpo_jax.anchors import anchor_arrays, next_state
+from grpo_jax.continuous_batching import sample_continuously
 from grpo_jax.keys import loss_key
 from grpo_jax.lengths import cut
 from grpo_jax.objectives.base import Objective
@@ -15,7 +16,7 @@ from grpo_jax.objectives.measures import Measures
 from grpo_jax.objectives.prepare import prepare
 from grpo_jax.policy import Policy
 from grpo_jax.resampling import greedy_rewards, groups_with_signal
-from grpo_jax.sampling import Sampling, prompt_keys, sample_groups
+from grpo_jax.sampling import Sampling, prompt_keys
 from grpo_jax.types import Batch, Params, Prompts, Rollout, TrainState
 from grpo_jax.update import minibatches, update
 
@@ -51,6 +52,7 @@ def grpo_step(
     sampling: Sampling,
     num_minibatches: int = 1,
     num_epochs: int = 1,
+    rows_at_once: int = 0,
     micro_batch_tokens: int = 0,
 ) -> Step:
     """One step of GRPO: one phase of sampling, and `num_minibatches * num_epochs` updates.
@@ -73,6 +75,8 @@ def grpo_step(
         sampling: how completions are drawn; training needs a temperature above 0.
         num_minibatches: optimizer steps per pass over the batch, of whole groups each.
         num_epochs: passes over the batch.
+        rows_at_once: completions decoded side by side, the other groups wait; 0 chooses by the
+            memory.
         micro_batch_tokens: tokens whose activations are held at once; 0 chooses by the memory.
 
     Raises:
@@ -102,8 +106,14 @@ def grpo_step(
         num_prompts = prompts.tokens.shape[0]
         first = (state.step * rounds + phase) * num_prompts
         keys = prompt_keys(state.key, first, num_prompts)
-        return sample_groups(
-            policy, state.params, prompts, keys, group_size=group_size, sampling=sampling
+        return sample_continuously(
+            policy,
+            state.params,
+            prompts,
+            keys,
+            group_size=group_size,
+            sampling=sampling,
+            rows_at_once=rows_at_once,
         )
 
     # what the policy that sampled and the reference say of them

@@ -155,15 +155,16 @@ def sample(
     """
     import jax
 
+    from grpo_jax.continuous_batching import sample_continuously
     from grpo_jax.data import decode_completions, pad_prompts
-    from grpo_jax.sampling import Sampling, prompt_keys, sample_groups
+    from grpo_jax.sampling import Sampling, prompt_keys
 
     _at_least_one(samples=samples)
     loaded = load_source(source)
     tokenizer = loaded.network.tokenizer
     question = Question(0, ({"role": "user", "content": prompt},) if chat else prompt)
     ids = tokenizer.encode(question.prompt)
-    rollout = sample_groups(
+    rollout = sample_continuously(
         loaded.network.policy,
         loaded.params,
         pad_prompts([question], [ids], max_prompt_tokens=max(len(ids), 1)),
@@ -179,6 +180,7 @@ def sample(
             pad_id=tokenizer.pad_id,
         ),
     )
+    assert rollout.sampler_log_probs is not None
     log_probs = rollout.sampler_log_probs[0].sum(axis=-1)
     for row, log_prob in zip(decode_completions(rollout, tokenizer)[0], log_probs, strict=True):
         line = {"text": row.text, "num_tokens": row.num_tokens, "truncated": row.truncated}

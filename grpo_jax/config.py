@@ -60,6 +60,9 @@ class Config:
     """Optimizer steps per pass over a step's prompts."""
     num_epochs: int = 1
     """Passes over a step's prompts."""
+    rows_at_once: int = 0
+    """Completions decoded side by side, in whole groups, while the others wait; 0 chooses by the
+    memory. Changes memory, not results."""
     micro_batch_tokens: int = 0
     """Tokens whose activations are held at once, in whole groups; 0 chooses by the memory. Changes
     memory, not results."""
@@ -81,14 +84,18 @@ class Config:
         at_least = {"seed": 0, "steps": 1, "num_prompts": 1, "group_size": 1}
         at_least |= {"max_prompt_tokens": 1}
         at_least |= {"max_new_tokens": 1, "num_minibatches": 1, "num_epochs": 1, "top_k": 0}
-        at_least |= dict.fromkeys(
-            ("warmup_steps", "weight_decay", "clip_norm", "micro_batch_tokens"), 0
-        )
+        at_least |= dict.fromkeys(("warmup_steps", "weight_decay", "clip_norm"), 0)
+        at_least |= {"rows_at_once": 0, "micro_batch_tokens": 0}
         at_least |= dict.fromkeys(("eval_questions", "eval_every", "checkpoint_every"), 0)
         at_least |= {"show_every": 0, "eval_samples": 1, "min_p": 0}
         for name, bound in at_least.items():
             if not getattr(self, name) >= bound:
                 self._refuse(name, f"it must be at least {bound}")
+        if 0 < self.rows_at_once < self.group_size:
+            self._refuse(
+                "rows_at_once",
+                f"it must be at least the group size, {self.group_size}, or 0 for what fits",
+            )
         if self.lr_schedule not in ("constant", "linear", "cosine"):
             self._refuse("lr_schedule", "it must be constant, linear or cosine")
         if self.compute_dtype not in ("auto", "float32", "bfloat16"):

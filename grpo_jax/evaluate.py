@@ -3,14 +3,14 @@
 import dataclasses
 from collections.abc import Callable, Sequence
 
-import jax
 import numpy as np
 
+from grpo_jax.continuous_batching import sample_continuously
 from grpo_jax.data import decode_completions
 from grpo_jax.keys import EVALUATION, stream_key
 from grpo_jax.policy import Policy
 from grpo_jax.rewards.base import Completion
-from grpo_jax.sampling import Sampling, prompt_keys, sample_groups
+from grpo_jax.sampling import Sampling, prompt_keys
 from grpo_jax.tokenizer import Tokenizer
 from grpo_jax.types import Params, Prompts
 
@@ -65,23 +65,17 @@ def ask_held_out(
         num_samples: completions a question.
         seed: of the draws.
     """
-    count = prompts.tokens.shape[0]
-    keys = prompt_keys(stream_key(seed, EVALUATION), 0, count)
-    batch = min(count, max(1, _ROWS // num_samples))
-    completions: list[list[Completion]] = []
-    for start in range(0, count, batch):
-        # The last batch repeats questions to keep its shape: one compilation serves all.
-        rows = np.arange(start, start + batch) % count
-        rollout = sample_groups(
-            policy,
-            params,
-            jax.tree.map(lambda x: x[rows], prompts),  # noqa: B023
-            keys[rows],
-            group_size=num_samples,
-            sampling=sampling,
-        )
-        completions += decode_completions(rollout, tokenizer)
-    completions = completions[:count]
+    keys = prompt_keys(stream_key(seed, EVALUATION), 0, prompts.tokens.shape[0])
+    rollout = sample_continuously(
+        policy,
+        params,
+        prompts,
+        keys,
+        group_size=num_samples,
+        sampling=sampling,
+        rows_at_once=max(_ROWS, num_samples) if policy.repack else 0,
+    )
+    completions = decode_completions(rollout, tokenizer)
     rewards = np.asarray(score(completions), np.float64)
     answered = ~np.isnan(rewards).all(axis=1)
     means = np.nanmean(rewards[answered], axis=1)

@@ -16,6 +16,8 @@ _CPU_TOKENS = 1024
 """Where the products of a 135 M decoder on two cores are as fast as they get; beyond, only the
 memory grows, and with it the time that the system takes to hand it out."""
 _ACTIVATION_SHARE = 3
+_DECODING_SHARE = 4
+"""Part of the memory for keys and values; moving them takes as much again for a moment."""
 
 
 def device_bytes() -> int:
@@ -30,6 +32,11 @@ def device_bytes() -> int:
 def head_chunk_tokens(vocab_size: int) -> int:
     """Tokens whose logits [tokens, V] float32 are held at once."""
     return max(16, device_bytes() // _HEAD_SHARE // (4 * vocab_size))
+
+
+def groups_in_memory(group_bytes: int) -> int:
+    """How many groups are decoded at once, of which each keeps so many bytes; at least one."""
+    return max(1, device_bytes() // _DECODING_SHARE // group_bytes)
 
 
 def micro_batch_tokens(params: Params) -> int:

@@ -26,7 +26,7 @@ class Extend(Protocol):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Policy:
-    """A network as four pure functions over a parameter tree.
+    """A network as pure functions over a parameter tree.
 
     Attributes:
         prefill: (params, tokens [P, L], mask [P, L]) -> prefix, last hidden state [P, D]. The
@@ -37,12 +37,18 @@ class Policy:
             (S = T, none), so that sampler and scorer are one graph.
         unembed: (params, hidden [..., D]) -> logits [..., V].
         init_cache: (prefix, group_size, num_tokens) -> an empty cache of that many slots.
+        repack: (cache, lanes [P', G'] int32, rows [P', G'] int32, kept [P', G'] bool, num_tokens)
+            -> a cache whose completion [p, g] goes on from [lanes, rows][p, g] of the old one, or
+            is empty where not kept, with `num_tokens` slots, as many or more; more are asked for
+            only while no slot has been written twice. None where a network cannot: its finished
+            completions then keep their place (`continuous_batching`).
     """
 
     prefill: Callable[[Params, jax.Array, jax.Array], tuple[Prefix, jax.Array]]
     extend: Extend
     unembed: Callable[[Params, jax.Array], jax.Array]
     init_cache: Callable[[Prefix, int, int], Cache]
+    repack: Callable[[Cache, jax.Array, jax.Array, jax.Array, int], Cache] | None = None
 
 
 @functools.partial(

@@ -8,10 +8,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from grpo_jax.continuous_batching import sample_continuously
 from grpo_jax.lengths import concatenated, cut
 from grpo_jax.ops import selection
 from grpo_jax.policy import Policy
-from grpo_jax.sampling import Sampling, prompt_keys, sample_groups
+from grpo_jax.sampling import Sampling, prompt_keys
 from grpo_jax.types import Params, Prompts, Rollout
 
 
@@ -77,7 +78,7 @@ def greedy_rewards(
     prompts = Prompts(rollout.prompt, rollout.prompt_mask)
     keys = prompt_keys(jax.random.key(0), 0, rollout.prompt.shape[0])  # greedy: never drawn from
     greedy = dataclasses.replace(sampling, temperature=0.0, keep_support=False)
-    best = sample_groups(policy, params, prompts, keys, group_size=1, sampling=greedy)
+    best = sample_continuously(policy, params, prompts, keys, group_size=1, sampling=greedy)
     found = score(best)
     rewards = jnp.asarray(found["rewards"] if isinstance(found, dict) else found)
     if rewards.ndim == 3:

@@ -246,6 +246,7 @@ class _Loop:
             sampling=self.sampling,
             num_minibatches=config.num_minibatches,
             num_epochs=config.num_epochs,
+            rows_at_once=config.rows_at_once,
             micro_batch_tokens=config.micro_batch_tokens,
         )
         if not all(bool(update["finite"]) for update in updates):

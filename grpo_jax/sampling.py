@@ -75,11 +75,12 @@ def sample_groups(
     group_size: int,
     sampling: Sampling,
 ) -> Rollout:
-    """Samples `group_size` completions of each prompt.
+    """Samples `group_size` completions of each prompt, as one program.
 
     Token t of completion g of a prompt is a function of that prompt, its key, g and t: neither
     the other prompts nor their padding have a part in it, up to the rounding of matrix products.
-    Decoding stops when every row has ended.
+    Decoding stops when every row has ended; until then, those that have keep their place
+    (`continuous_batching.sample_continuously` gives it to others).
 
     Args:
         policy: the network.
@@ -95,18 +96,19 @@ def sample_groups(
     shape = (prompts.tokens.shape[0], group_size, sampling.max_new_tokens)
     prefix, last_hidden = policy.prefill(params, prompts.tokens, prompts.mask)
     cache = policy.init_cache(prefix, group_size, sampling.max_new_tokens - 1)
-    members = jnp.arange(group_size)
-    row_keys = jax.vmap(lambda key: jax.vmap(lambda g: jax.random.fold_in(key, g))(members))(keys)
+    keys_of_rows = row_keys(keys, jnp.broadcast_to(jnp.arange(group_size), shape[:2]))
     stop_ids = jnp.array(sampling.stop_ids, jnp.int32)
 
     def write(t, hidden, drawn, alive):
         """Draws token t of every row and writes those of the rows still alive."""
         logits = policy.unembed(params, hidden).astype(jnp.float32)
-        token, log_prob, log_mass, kept = _draw(logits, row_keys, t, sampling)
+        token, log_prob, log_mass, kept = draw_tokens(
+            logits, keys_of_rows, jnp.full(shape[:2], t), sampling
+        )
         token = jnp.where(alive, token, sampling.pad_id)
         values = [token, alive, jnp.where(alive, log_prob, 0.0), jnp.where(alive, log_mass, 0.0)]
         if sampling.keep_support:
-            values.append(support.pack(kept))
+            values.append(support.pack(kept & alive[..., None]))
         drawn = tuple(x.at[:, :, t].set(v) for x, v in zip(drawn, values, strict=True))
         return drawn, alive & ~jnp.isin(token, stop_ids)
 
@@ -141,11 +143,21 @@ def sample_groups(
     )
 
 
-def _draw(
-    logits: jax.Array, row_keys: jax.Array, t: jax.Array | int, sampling: Sampling
+def draw_tokens(
+    logits: jax.Array, row_keys: jax.Array, t: jax.Array, sampling: Sampling
 ) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
-    """Token t of each row [P, G], its log-probability as drawn, the log mass of its support, and
-    that support [P, G, V] bool."""
+    """Token t of each row, by its key and t alone.
+
+    Args:
+        logits: [P, G, V] float32.
+        row_keys: [P, G] typed PRNG keys.
+        t: [P, G] int, which token of its completion is drawn.
+        sampling: how.
+
+    Returns:
+        the token [P, G] int32; its log-probability as drawn; the log of the probability that the
+        support had before it was cut out; and that support [P, G, V] bool.
+    """
     if sampling.temperature == 0:
         token = logits.argmax(axis=-1).astype(jnp.int32)
         certain = jnp.zeros(token.shape, jnp.float32)
@@ -155,7 +167,12 @@ def _draw(
     kept = draws.keep_support(
         logits, top_k=sampling.top_k, top_p=sampling.top_p, min_p=sampling.min_p
     )
-    uniform = jax.vmap(jax.vmap(lambda key: jax.random.uniform(jax.random.fold_in(key, t))))
-    token = draws.inverse_cdf(kept, uniform(row_keys))
+    uniform = jax.vmap(jax.vmap(lambda key, t: jax.random.uniform(jax.random.fold_in(key, t))))
+    token = draws.inverse_cdf(kept, uniform(row_keys, t))
     log_prob = token_log_probs(kept, token)
     return token, log_prob, token_log_probs(logits, token) - log_prob, kept > -jnp.inf
+
+
+def row_keys(keys: jax.Array, members: jax.Array) -> jax.Array:
+    """A key for each completion, from its prompt's [P] and its place in the group [P, G]."""
+    return jax.vmap(jax.vmap(jax.random.fold_in, (None, 0)))(keys, members)

@@ -48,7 +48,7 @@ class Rollout:
             support_log_mass` is the log-probability under the whole distribution.
         truncated: [P, G] bool, ended by length and not by an end token.
         support: [P, G, T, ceil(V / 8)] uint8, the tokens that could be drawn, one bit each
-            (`ops.support.pack`), or None where it was not kept.
+            (`ops.support.pack`), none of them outside the mask; or None where it was not kept.
     """
 
     prompt: jax.Array

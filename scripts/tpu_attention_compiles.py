@@ -57,7 +57,11 @@ def main() -> None:
         rest = [mask] if width else []
 
         def plain(query, keys, values, *prompt):
-            return group_attention(query, keys, values, 0, *prompt)
+            keys, values = keys.transpose(0, 2, 1, 4, 3), values.swapaxes(1, 2)
+            if prompt:
+                prompt = (prompt[0].swapaxes(2, 3), *prompt[1:])
+            causal = jnp.tri(query.shape[2], dtype=bool)[None, None]
+            return group_attention(query, keys, values, causal, *prompt)
 
         for label, attention in [("splash", kernel), ("plain", plain)]:
 

@@ -39,10 +39,10 @@ def early(monkeypatch):
     def compiled(*_, **__):
         raise AssertionError("something was compiled")
 
-    monkeypatch.setattr(algorithm, "sample_groups", compiled)
+    monkeypatch.setattr(algorithm, "sample_continuously", compiled)
     monkeypatch.setattr(anchors, "completion_log_probs", compiled)
     monkeypatch.setattr(algorithm, "update", compiled)
-    monkeypatch.setattr(evaluate, "sample_groups", compiled)
+    monkeypatch.setattr(evaluate, "sample_continuously", compiled)
 
 
 def refused(tmp_path, *parts, error=ValueError, **kwargs):

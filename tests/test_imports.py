@@ -19,6 +19,7 @@ CHAIN = (
     ("ops",),
     ("policy", "objectives"),
     ("sampling", "update", "anchors"),
+    ("continuous_batching",),
     ("resampling",),
     ("algorithm",),
     ("runner",),
@@ -121,7 +122,7 @@ def test_imports_run_downwards(name, tree):
             assert there == "rewards", f"{name} imports {imported}"
         if here in LEVEL and LEVEL[here] <= LEVEL["algorithm"]:
             # From the algorithm down nothing knows of configs, models, files or consoles.
-            assert there in LEVEL or there in ("types", "keys", "lengths", "memory"), (
+            assert there in LEVEL or there in ("types", "keys", "lengths", "lanes", "memory"), (
                 f"{name} imports {imported}"
             )
 

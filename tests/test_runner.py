@@ -18,12 +18,11 @@ import toys
 
 import grpo_jax
 from experiments import toy
-from grpo_jax import algorithm, anchors, objectives, runner, tasks
+from grpo_jax import algorithm, anchors, continuous_batching, objectives, runner, tasks
 from grpo_jax.ops import controllers, kl, references
 from grpo_jax.ops.advantages import group_normalize
 from grpo_jax.policy import completion_log_probs
 from grpo_jax.run_directory import RunDirectory
-from grpo_jax.sampling import sample_groups
 from grpo_jax.update import update
 
 ONE_UPDATE = {"learning_rate": 1e-2}
@@ -279,13 +278,15 @@ def test_sampling_scoring_and_update_are_traced_and_compiled_once(fields, scorin
         return made.policy.prefill(*args)
 
     policy = dataclasses.replace(made.policy, prefill=prefill)
-    functions = (sample_groups, completion_log_probs, update)
+    programs = ("_read", "_begin", "_decode", "_move")
+    sampling = [getattr(continuous_batching, name) for name in programs]
+    functions = (*sampling, completion_log_probs, update)
     before = [f._cache_size() for f in functions]
     toys.run(tmp_path / "run", steps=5, network=dataclasses.replace(made, policy=policy), **fields)
     # Each reads the prompts once, so each trace is one call of prefill.
-    assert len(traces) == 2 + scorings, traces
+    assert len(traces) == 3 + scorings, traces  # and one for the sizes of things
     after = [f._cache_size() for f in functions]
-    assert [b - a for a, b in zip(before, after, strict=True)] == [1, scorings, 1]
+    assert [b - a for a, b in zip(before, after, strict=True)] == [1, 1, 1, 0, scorings, 1]
 
 
 # -- what is computed, and what is not -----------------------------------------------------------

@@ -53,12 +53,12 @@ def group_attention(
     query: jax.Array,
     keys: jax.Array,
     values: jax.Array,
-    offset: jax.Array | int,
+    visible: jax.Array,
     prompt_keys: jax.Array | None = None,
     prompt_values: jax.Array | None = None,
     prompt_mask: jax.Array | None = None,
 ) -> jax.Array:
-    """One softmax over the prompt's keys, shared by the group, and each completion's own (causal).
+    """One softmax over the prompt's keys, shared by the group, and each completion's own.
 
     The prompt's keys are contracted against as they are, never repeated for the G completions. Axes
     are in the order in which both products are plain batches of matrix products: on a CPU, decoding
@@ -66,9 +66,9 @@ def group_attention(
 
     Args:
         query: [P, G, S, K, R, H] float, the queries of S consecutive tokens.
-        keys: [P, K, G, H, T] float, the completions' own; slot t holds token t.
+        keys: [P, K, G, H, T] float, the completions' own, in any order of slots.
         values: [P, K, G, T, H] float.
-        offset: how many tokens come before the first query; it sees the slots 0..offset.
+        visible: [P or 1, G or 1, S, T] bool, the slots that each query sees; at least one.
         prompt_keys: [P, K, H, L] float, or None where no prompt comes before (in the prompt).
         prompt_values: [P, K, L, H] float.
         prompt_mask: [P, L] bool, True on real tokens.
@@ -79,8 +79,7 @@ def group_attention(
     num_prompts, group_size, num_queries, kv_heads, ratio, width = query.shape
     query = query.transpose(0, 3, 1, 2, 4, 5)  # [P, K, G, S, R, H]
     own = query.reshape(num_prompts, kv_heads, group_size, num_queries * ratio, width)
-    causal = jnp.arange(keys.shape[-1])[None] <= offset + jnp.arange(num_queries)[:, None]
-    parts = [(own, keys, values, causal[None, None, None, :, None])]
+    parts = [(own, keys, values, visible[:, None, :, :, None])]
     if prompt_keys is not None and prompt_values is not None and prompt_mask is not None:
         shared = own.reshape(num_prompts, kv_heads, -1, width)
         parts.append((shared, prompt_keys, prompt_values, prompt_mask[:, None, None, None, None]))

@@ -56,12 +56,33 @@ class Prefix:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Cache:
-    """Of the completions: keys [P, K, G, H, T] and values [P, K, G, T, H] a layer; and how many of
-    the T slots are filled, int32 scalar."""
+    """Of the completions: keys and values in C slots, a ring.
+
+    Completions that began at different times write into the same slot, so that a token is written
+    as one slice; which slots hold tokens of a completion follows from its length.
+
+    Attributes:
+        keys: [P, K, G, H, C] a layer.
+        values: [P, K, G, C, H] a layer.
+        length: [P, G] int32, tokens of each completion so far.
+        clock: int32 scalar, tokens written side by side since the start; the next go to slot
+            clock mod C, and several at once must not run over the last.
+    """
 
     keys: tuple[jax.Array, ...]
     values: tuple[jax.Array, ...]
     length: jax.Array
+    clock: jax.Array
+
+    def visible(self, num_tokens: int) -> jax.Array:
+        """[P, G, S, C] bool: which slots each of the next S tokens sees, itself included."""
+        token = jnp.arange(num_tokens)
+        age = (self.clock + token[:, None] - jnp.arange(self.capacity)[None]) % self.capacity
+        return age[None, None] <= (self.length[:, :, None] + token[None, None])[..., None]
+
+    @property
+    def capacity(self) -> int:
+        return self.values[0].shape[3]
 
 
 def rms_norm(x: jax.Array, scale: jax.Array, *, eps: float) -> jax.Array:
@@ -121,15 +142,16 @@ class Block(nn.Module):
         self.up = self.param("up", normal, (c.intermediate_size, c.hidden_size))
         self.down = self.param("down", normal, (c.hidden_size, c.intermediate_size))
 
-    def __call__(self, x, angles, prefix, slots, offset):
+    def __call__(self, x, angles, visible, prefix, slots, slot):
         """One layer over S tokens.
 
         Args:
             x: [P, G, S, D].
             angles: of their positions.
+            visible: which slots they see (`group_attention`).
             prefix: (keys, values, mask) of the prompts, or None.
-            slots: (keys, values) of a `Cache`, to write into from `offset`, or None.
-            offset: tokens already in the slots.
+            slots: (keys, values) of a `Cache`, to write into from `slot`, or None.
+            slot: int32 scalar.
 
         Returns:
             [P, G, S, D], and the completions' keys and values with these tokens in.
@@ -144,11 +166,13 @@ class Block(nn.Module):
         keys, values = key.transpose(0, 3, 1, 4, 2), value.transpose(0, 3, 1, 2, 4)
         if slots is not None:
             write = jax.lax.dynamic_update_slice_in_dim
-            keys, values = write(slots[0], keys, offset, 4), write(slots[1], values, offset, 3)
+            keys, values = write(slots[0], keys, slot, 4), write(slots[1], values, slot, 3)
         query = query.reshape(*lead, c.num_kv_heads, -1, c.head_dim)
         kernel = kernel_here(query, prefix[2].shape[1] if prefix else 0) if slots is None else None
         if kernel is None:
-            attended = group_attention(query, keys, values, offset, *(prefix or (None, None, None)))
+            attended = group_attention(
+                query, keys, values, visible, *(prefix or (None, None, None))
+            )
         else:
             prompt = (prefix[0].swapaxes(2, 3), *prefix[1:]) if prefix else ()
             attended = kernel(query, key.swapaxes(2, 3), value.swapaxes(2, 3), *prompt)
@@ -180,7 +204,7 @@ class Decoder(nn.Module):
         positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
         # A prompt is a group of one completion that follows nothing. Padding is on the right, so
         # causality alone keeps it from real tokens; the mask matters to those who come after.
-        hidden, keys, values = self._trunk(tokens[:, None], positions[:, None], None, None, 0)
+        hidden, keys, values = self._trunk(tokens[:, None], positions[:, None], None, None)
         last = jnp.maximum(mask.sum(axis=1) - 1, 0)
         last_hidden = jnp.take_along_axis(hidden[:, 0], last[:, None, None], axis=1)[:, 0]
         first_of_one = [tuple(x[:, :, 0] for x in xs) for xs in (keys, values)]
@@ -188,13 +212,13 @@ class Decoder(nn.Module):
 
     def extend(self, prefix, tokens, cache=None):
         """Tokens [P, G, S] after their prompts and the cache -> hidden [P, G, S, D], cache."""
-        offset = 0 if cache is None else cache.length
-        lengths = prefix.mask.sum(axis=1)
-        positions = lengths[:, None, None] + offset + jnp.arange(tokens.shape[2])[None, None]
+        first = prefix.mask.sum(axis=1)[:, None] + (0 if cache is None else cache.length)
+        positions = first[:, :, None] + jnp.arange(tokens.shape[2])[None, None]
         positions = jnp.broadcast_to(positions, tokens.shape)
-        hidden, keys, values = self._trunk(tokens, positions, prefix, cache, offset)
+        hidden, keys, values = self._trunk(tokens, positions, prefix, cache)
         if cache is not None:
-            cache = Cache(keys, values, cache.length + tokens.shape[2])
+            new = tokens.shape[2]
+            cache = Cache(keys, values, cache.length + new, cache.clock + new)
         return hidden, cache
 
     def unembed(self, hidden):
@@ -202,15 +226,20 @@ class Decoder(nn.Module):
         head = self.embedding if self.config.tie_embeddings else self.head
         return project(hidden, head, jnp.float32)
 
-    def _trunk(self, tokens, positions, prefix, cache, offset):
-        c = self.config
+    def _trunk(self, tokens, positions, prefix, cache):
+        c, count = self.config, tokens.shape[2]
+        if cache is None:
+            visible, slot = jnp.tri(count, dtype=bool)[None, None], 0
+        else:  # the barrier: once for all layers
+            visible = jax.lax.optimization_barrier(cache.visible(count))
+            slot = cache.clock % cache.capacity
         x = self.embedding[tokens].astype(self.dtype)
         angles = rotary_angles(positions, head_dim=c.head_dim, theta=c.rope_theta)
         keys, values = [], []
         for i, layer in enumerate(self.layers):
             shared = None if prefix is None else (prefix.keys[i], prefix.values[i], prefix.mask)
             slots = None if cache is None else (cache.keys[i], cache.values[i])
-            x, (layer_keys, layer_values) = layer(x, angles, shared, slots, offset)
+            x, (layer_keys, layer_values) = layer(x, angles, visible, shared, slots, slot)
             keys.append(layer_keys)
             values.append(layer_values)
         return rms_norm(x, self.norm, eps=c.norm_eps), tuple(keys), tuple(values)
@@ -239,7 +268,26 @@ def decoder_policy(config: DecoderConfig, dtype: str = "float32") -> Policy:
         return Cache(
             tuple(jnp.zeros(keys, like.dtype) for like in prefix.keys),
             tuple(jnp.zeros(values, like.dtype) for like in prefix.values),
+            jnp.zeros([prefix.mask.shape[0], group_size], jnp.int32),
             jnp.zeros([], jnp.int32),
+        )
+
+    def repack(
+        cache: Cache, lanes: jax.Array, rows: jax.Array, kept: jax.Array, num_tokens: int
+    ) -> Cache:
+        channel = jnp.arange(config.num_kv_heads)[None, :, None]
+        more = num_tokens - cache.capacity
+
+        def taken(x: jax.Array, slots: int) -> jax.Array:
+            x = x[lanes[:, None], channel, rows[:, None]]
+            widths = [(0, more if axis == slots else 0) for axis in range(x.ndim)]
+            return jnp.pad(x, widths) if more else x
+
+        return Cache(
+            tuple(taken(x, 4) for x in cache.keys),
+            tuple(taken(x, 3) for x in cache.values),
+            jnp.where(kept, cache.length[lanes, rows], 0),
+            cache.clock,
         )
 
     def method(name: str) -> Any:
@@ -252,6 +300,7 @@ def decoder_policy(config: DecoderConfig, dtype: str = "float32") -> Policy:
         ),
         unembed=method("unembed"),
         init_cache=init_cache,
+        repack=repack,
     )
 
 

@@ -35,7 +35,8 @@ def reference(query, keys, values, *prompt):
     keys, values = keys.transpose(0, 2, 1, 4, 3), values.swapaxes(1, 2)  # as a cache has them
     if prompt:
         prompt = (prompt[0].swapaxes(2, 3), *prompt[1:])
-    return group_attention(query, keys, values, 0, *prompt)
+    causal = jnp.tri(query.shape[2], dtype=bool)[None, None]
+    return group_attention(query, keys, values, causal, *prompt)
 
 
 def value_and_gradients(attention, args):

@@ -1,0 +1,305 @@
+"""Grouped sampling in which completions that have ended make room: compaction and a queue.
+
+A compiled program decodes lanes side by side until enough of their completions have ended. Then the
+host moves the others together: into fewer rows, or to one side so that prompts that waited get the
+free lanes. Lanes come in a few shapes, and so do caches: few programs are compiled.
+"""
+
+import functools
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from grpo_jax.lanes import Lanes, halvings, moved
+from grpo_jax.lengths import bucket
+from grpo_jax.memory import groups_in_memory
+from grpo_jax.ops import support
+from grpo_jax.policy import Cache, Policy, Prefix
+from grpo_jax.sampling import Sampling, draw_tokens, row_keys, sample_groups
+from grpo_jax.types import Params, Prompts, Rollout
+
+_HALVINGS = 3
+_FEWEST_ROWS = 8
+"""Fewer take as long: the weights are read all the same."""
+_FEWEST_TOKENS = 32
+"""For fewer than these still to come, fewer rows are not worth a program and a copy."""
+_SMALLEST_CACHE = 64
+"""Slots to begin with; attention reads all there are, filled or not."""
+
+Drawn = tuple[jax.Array, ...]
+"""Of all completions [P, G, T]: tokens, -1 where none was drawn; their log-probabilities; the log
+mass of their support; and, where it is kept, that support."""
+
+
+class _Goal(NamedTuple):
+    """Decode until what is alive fits into so many lanes of this width, unless fewer than
+    `to_come` tokens can still come; and at most `steps` tokens."""
+
+    width: int
+    num_lanes: int
+    to_come: int
+    steps: int
+
+
+def sample_continuously(
+    policy: Policy,
+    params: Params,
+    prompts: Prompts,
+    keys: jax.Array,
+    *,
+    group_size: int,
+    sampling: Sampling,
+    rows_at_once: int = 0,
+) -> Rollout:
+    """`sampling.sample_groups`, token for token, without the time that ended completions take.
+
+    While prompts wait, lanes that have become free are given to the next of them; after that, what
+    is left is moved into half as many rows whenever it fits. Runs on the host and waits for the
+    device between programs: not to be called inside `jax.jit`.
+
+    Args:
+        policy: the network. Without a `repack`, this is `sample_groups`.
+        params: its parameters.
+        prompts: P prompts.
+        keys: [P] typed PRNG keys, one a prompt (`sampling.prompt_keys`).
+        group_size: G.
+        sampling: how tokens are drawn.
+        rows_at_once: completions decoded side by side, in whole groups, while other prompts wait;
+            0 takes as many as the memory holds.
+
+    Returns:
+        As `sample_groups`, up to the rounding of matrix products of other shapes.
+
+    Raises:
+        ValueError: `rows_at_once` is below the group size, or given for a policy without `repack`.
+    """
+    num_prompts, max_new_tokens = prompts.tokens.shape[0], sampling.max_new_tokens
+    if rows_at_once and rows_at_once < group_size:
+        raise ValueError(
+            f"rows_at_once is {rows_at_once}, less than the group size, {group_size}; a prompt is "
+            f"read once for its whole group: give at least {group_size}, or 0 for what fits"
+        )
+    if policy.repack is None:
+        if rows_at_once:
+            raise ValueError(
+                f"rows_at_once is {rows_at_once}, but the policy has no repack, by which a "
+                "completion takes another's place; give it one, or leave rows_at_once at 0"
+            )
+        return sample_groups(
+            policy, params, prompts, keys, group_size=group_size, sampling=sampling
+        )
+    longest = max(max_new_tokens - 1, 1)  # nothing follows the last token
+    kept = _kept.eval_shape(policy, params, prompts, group_size=group_size, num_tokens=longest)
+    prefix, cache, logits = kept
+    if rows_at_once:
+        at_once = min(num_prompts, rows_at_once // group_size)
+    else:  # the prompt as often as narrow lanes may hold it
+        group_bytes = (4 * _num_bytes(prefix) + _num_bytes(cache)) // num_prompts
+        at_once = min(num_prompts, groups_in_memory(group_bytes))
+
+    # Where prompts wait, lanes are narrow: one is free only when the last of its rows has ended.
+    narrowest = -(-group_size // 4)
+    width = group_size if at_once == num_prompts else narrowest
+    lanes_of_group = -(-group_size // width)
+    shape = at_once * lanes_of_group, width
+    shapes = halvings(shape, narrowest=narrowest, fewest_rows=_FEWEST_ROWS, most=_HALVINGS)
+    read_together = -(-at_once // 4)
+    capacity = _capacity(1, longest)
+    shape_of_all = (num_prompts, group_size, max_new_tokens)
+    drawn = (jnp.full(shape_of_all, -1, jnp.int32), *(jnp.zeros(shape_of_all) for _ in range(2)))
+    if sampling.keep_support:
+        drawn += (jnp.zeros((*shape_of_all, -(-logits.shape[-1] // 8)), jnp.uint8),)
+
+    def read(first: int, count: int, drawn: Drawn) -> tuple[Prefix, Lanes, Drawn]:
+        which = np.arange(first, first + count)
+        prompt = jax.tree.map(lambda x: x[np.minimum(which, num_prompts - 1)], (prompts, keys))
+        found = _read(policy, params, *prompt, which, drawn, sampling=sampling)
+        return found[0], jax.device_get(found[1]), found[2]
+
+    prefix, new, drawn = read(0, at_once, drawn)
+    lanes, places, *_ = moved([new], shape)
+    prefix, cache = _begin(policy, prefix, places, width=width, capacity=capacity)
+    next_prompt, written = at_once, 0
+    while lanes.alive.any() or next_prompt < num_prompts:
+        waiting = next_prompt < num_prompts
+        steps = max_new_tokens if capacity == longest else capacity - written
+        if waiting:
+            goal = _Goal(width, shape[0] - read_together * lanes_of_group, 0, steps)
+        elif len(shapes) > 1:
+            goal = _Goal(shapes[1][1], shapes[1][0], _FEWEST_TOKENS, steps)
+        else:
+            goal = _Goal(1, -1, 0, steps)
+        on_device, cache, drawn, done, reached = _decode(
+            policy, params, prefix, lanes, cache, drawn, keys, goal, sampling=sampling
+        )
+        lanes, done, reached = jax.device_get((on_device, done, reached))
+        written += int(done)
+
+        parts, prefixes, wider = [lanes], [prefix], capacity
+        if reached and waiting:
+            more, new, drawn = read(next_prompt, read_together, drawn)
+            next_prompt += read_together
+            parts, prefixes = [lanes, new], [prefix, more]
+        elif reached:
+            shapes.pop(0)
+        if written >= capacity < longest:
+            wider = _capacity(written + 1, longest)
+        if (reached or wider > capacity) and any(part.alive.any() for part in parts):
+            moves = moved(parts, shapes[0])
+            prefix, cache = _move(policy, prefixes, cache, *moves[1:], capacity=wider)
+            lanes, capacity = moves.lanes, wider
+    return _finished(prompts, drawn, sampling=sampling)
+
+
+@functools.partial(jax.jit, static_argnames=("policy", "sampling"), donate_argnames="drawn")
+def _read(
+    policy: Policy,
+    params: Params,
+    prompts: Prompts,
+    keys: jax.Array,
+    which: jax.Array,
+    drawn: Drawn,
+    *,
+    sampling: Sampling,
+) -> tuple[Prefix, Lanes, Drawn]:
+    """Reads prompts and draws the first token of each completion; `which` [A] they are of all,
+    beyond the last for none."""
+    prefix, last_hidden = policy.prefill(params, prompts.tokens, prompts.mask)
+    num_prompts, group_size = len(which), drawn[0].shape[1]
+    hidden = jnp.broadcast_to(last_hidden[:, None], (num_prompts, group_size, last_hidden.shape[1]))
+    shape = num_prompts, group_size
+    lanes = Lanes(
+        prompt=which.astype(jnp.int32),
+        member=jnp.broadcast_to(jnp.arange(group_size), shape),
+        count=jnp.zeros(shape, jnp.int32),
+        token=jnp.zeros(shape, jnp.int32),
+        alive=jnp.broadcast_to((which < len(drawn[0]))[:, None], shape),
+    )
+    keys_of_rows = row_keys(keys, lanes.member)
+    return prefix, *_draw(policy, params, hidden, keys_of_rows, lanes, drawn, sampling)
+
+
+@functools.partial(jax.jit, static_argnames=("policy", "width", "capacity"))
+def _begin(
+    policy: Policy, prefix: Prefix, places: jax.Array, *, width: int, capacity: int
+) -> tuple[Prefix, Cache]:
+    prefix = jax.tree.map(lambda x: x[places], prefix)
+    return prefix, policy.init_cache(prefix, width, capacity)
+
+
+@functools.partial(
+    jax.jit, static_argnames=("policy", "sampling"), donate_argnames=("cache", "drawn")
+)
+def _decode(
+    policy: Policy,
+    params: Params,
+    prefix: Prefix,
+    lanes: Lanes,
+    cache: Cache,
+    drawn: Drawn,
+    keys: jax.Array,
+    goal: _Goal,
+    *,
+    sampling: Sampling,
+) -> tuple[Lanes, Cache, Drawn, jax.Array, jax.Array]:
+    """Tokens of all lanes, one each at a time; also how many, and whether the goal was reached."""
+    keys_of_rows = row_keys(keys[lanes.prompt], lanes.member)
+
+    def reached(lanes: Lanes) -> jax.Array:
+        counts = jnp.where(lanes.alive, lanes.count, sampling.max_new_tokens)
+        enough = sampling.max_new_tokens - counts.min() >= goal.to_come
+        return (lanes.needed(goal.width) <= goal.num_lanes) & enough
+
+    def unfinished(carry: tuple[jax.Array, Lanes, Cache, Drawn]) -> jax.Array:
+        step, lanes, _, _ = carry
+        return lanes.alive.any() & ~reached(lanes) & (step < goal.steps)
+
+    def decode(
+        carry: tuple[jax.Array, Lanes, Cache, Drawn],
+    ) -> tuple[jax.Array, Lanes, Cache, Drawn]:
+        step, lanes, cache, drawn = carry
+        hidden, cache = policy.extend(params, prefix, lanes.token[..., None], cache)
+        hidden = hidden[:, :, 0]
+        lanes, drawn = _draw(policy, params, hidden, keys_of_rows, lanes, drawn, sampling)
+        return step + 1, lanes, cache, drawn
+
+    start = jnp.int32(0), lanes, cache, drawn
+    step, lanes, cache, drawn = jax.lax.while_loop(unfinished, decode, start)
+    return lanes, cache, drawn, step, reached(lanes)
+
+
+def _draw(
+    policy: Policy,
+    params: Params,
+    hidden: jax.Array,
+    keys_of_rows: jax.Array,
+    lanes: Lanes,
+    drawn: Drawn,
+    sampling: Sampling,
+) -> tuple[Lanes, Drawn]:
+    """The next token of each row [N, g], written where its completion is."""
+    logits = policy.unembed(params, hidden).astype(jnp.float32)
+    *found, kept = draw_tokens(logits, keys_of_rows, lanes.count, sampling)
+    values = [*found, support.pack(kept)] if sampling.keep_support else found
+    # Those of idle rows are dropped: there is no such prompt.
+    prompt = jnp.where(lanes.alive, lanes.prompt[:, None], len(drawn[0]))
+    place = prompt, lanes.member, lanes.count
+    drawn = tuple(x.at[place].set(v, mode="drop") for x, v in zip(drawn, values, strict=True))
+    count, token = lanes.count + lanes.alive, found[0]
+    stops = jnp.isin(token, jnp.array(sampling.stop_ids, jnp.int32))
+    alive = lanes.alive & ~stops & (count < sampling.max_new_tokens)
+    return Lanes(lanes.prompt, lanes.member, count, token, alive), drawn
+
+
+@functools.partial(jax.jit, static_argnames=("policy", "capacity"))
+def _move(
+    policy: Policy,
+    prefixes: list[Prefix],
+    cache: Cache,
+    places: jax.Array,
+    lane: jax.Array,
+    row: jax.Array,
+    kept: jax.Array,
+    *,
+    capacity: int,
+) -> tuple[Prefix, Cache]:
+    assert policy.repack is not None
+    prefix = jax.tree.map(lambda *parts: jnp.concatenate(parts)[places], *prefixes)
+    return prefix, policy.repack(cache, lane, row, kept, capacity)
+
+
+@functools.partial(jax.jit, static_argnames="sampling")
+def _finished(prompts: Prompts, drawn: Drawn, *, sampling: Sampling) -> Rollout:
+    tokens, log_probs, log_mass = drawn[:3]
+    mask = tokens >= 0
+    ended = jnp.isin(tokens[..., -1], jnp.array(sampling.stop_ids, jnp.int32))
+    return Rollout(
+        prompts.tokens,
+        prompts.mask,
+        jnp.where(mask, tokens, sampling.pad_id),
+        mask,
+        log_probs,
+        log_mass,
+        mask[..., -1] & ~ended,
+        *drawn[3:],
+    )
+
+
+@functools.partial(jax.jit, static_argnames=("policy", "group_size", "num_tokens"))
+def _kept(
+    policy: Policy, params: Params, prompts: Prompts, *, group_size: int, num_tokens: int
+) -> tuple[Prefix, Cache, jax.Array]:
+    """For its shapes alone: what is kept of the prompts and of their completions; the logits."""
+    prefix, hidden = policy.prefill(params, prompts.tokens, prompts.mask)
+    return prefix, policy.init_cache(prefix, group_size, num_tokens), policy.unembed(params, hidden)
+
+
+def _num_bytes(tree: Prefix | Cache) -> int:
+    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
+
+
+def _capacity(needed: int, longest: int) -> int:
+    """Slots of a cache: an eighth, a quarter, half or all of the longest."""
+    return min(longest, max(_SMALLEST_CACHE, bucket(needed, longest)))

@@ -1,0 +1,175 @@
+"""Completions that make room, against `sample_groups`, in which each keeps its place."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import networks
+import numpy as np
+import pytest
+
+from grpo_jax import continuous_batching
+from grpo_jax.continuous_batching import sample_continuously
+from grpo_jax.models.decoder import decoder_policy, init_params
+from grpo_jax.sampling import Sampling, prompt_keys, sample_groups
+
+CONFIG = dataclasses.replace(networks.CONFIG, num_layers=1, num_heads=2, num_kv_heads=1)
+POLICY = decoder_policy(CONFIG)
+PARAMS = init_params(CONFIG, jax.random.key(0))
+PARAMS["head"] *= 3  # some tokens are much likelier than others
+LENGTHS = (7, 1, 4, 9, 2, 5, 3, 8, 6, 1, 4)
+GROUP = 6
+SHORT = Sampling(max_new_tokens=24, stop_ids=(3, 4, 5, 6), pad_id=3)
+LONG = Sampling(max_new_tokens=150, stop_ids=(3,), pad_id=3)
+
+
+@pytest.fixture
+def moves(monkeypatch):
+    """Seats are taken anew as soon as that spares a row; the (lanes, width, slots) taken."""
+    monkeypatch.setattr(continuous_batching, "_FEWEST_ROWS", 8)
+    monkeypatch.setattr(continuous_batching, "_FEWEST_TOKENS", 1)
+    monkeypatch.setattr(continuous_batching, "_SMALLEST_CACHE", 9)
+    taken, move = [], continuous_batching._move
+
+    def spy(policy, prefixes, cache, places, lane, row, kept, *, capacity):
+        taken.append((*kept.shape, len(prefixes), capacity))
+        return move(policy, prefixes, cache, places, lane, row, kept, capacity=capacity)
+
+    monkeypatch.setattr(continuous_batching, "_move", spy)
+    return taken
+
+
+def both(sampling, rows_at_once, *, group_size=GROUP, lengths=LENGTHS, key=0, width=None):
+    prompts = networks.prompts(lengths, width=width)
+    keys = prompt_keys(jax.random.key(key), 0, len(lengths))
+    args = POLICY, PARAMS, prompts, keys
+    plain = sample_groups(*args, group_size=group_size, sampling=sampling)
+    found = sample_continuously(
+        *args, group_size=group_size, sampling=sampling, rows_at_once=rows_at_once
+    )
+    return plain, found
+
+
+def assert_token_for_token(plain, found):
+    for field in dataclasses.fields(plain):
+        expected, value = getattr(plain, field.name), getattr(found, field.name)
+        if expected is None:
+            assert value is None
+        elif jnp.issubdtype(expected.dtype, jnp.floating):
+            np.testing.assert_allclose(value, expected, atol=2e-5, err_msg=field.name)
+        else:
+            np.testing.assert_array_equal(value, expected, err_msg=field.name)
+            assert value.dtype == expected.dtype
+
+
+@pytest.mark.parametrize("rows_at_once", [0, 29])
+@pytest.mark.parametrize(
+    "sampling",
+    [
+        SHORT,
+        dataclasses.replace(SHORT, temperature=0.7, top_k=9, keep_support=True),
+        dataclasses.replace(SHORT, temperature=0.0),
+        dataclasses.replace(SHORT, stop_ids=()),
+        dataclasses.replace(SHORT, stop_ids=tuple(range(3, 53))),
+        dataclasses.replace(SHORT, max_new_tokens=1),
+        dataclasses.replace(SHORT, max_new_tokens=2),
+    ],
+    ids=["short", "support", "greedy", "endless", "ends_at_once", "one_token", "two_tokens"],
+)
+def test_token_for_token(moves, sampling, rows_at_once):
+    assert_token_for_token(*both(sampling, rows_at_once))
+
+
+@pytest.mark.parametrize(
+    ("group_size", "count", "rows_at_once"), [(1, 5, 2), (8, 1, 0), (7, 4, 7), (5, 3, 10)]
+)
+def test_token_for_token_with_other_draws_and_shapes(moves, group_size, count, rows_at_once):
+    for key in range(8):
+        found = both(
+            dataclasses.replace(SHORT, max_new_tokens=40),
+            rows_at_once,
+            group_size=group_size,
+            lengths=LENGTHS[:count],
+            key=key,
+        )
+        assert_token_for_token(*found)
+
+
+def test_what_is_left_moves_into_fewer_rows(moves):
+    assert_token_for_token(*both(LONG, 0))
+    rows = [lanes * width for lanes, width, *_ in moves]
+    assert rows == sorted(rows, reverse=True)
+    assert rows[-1] == 12  # eleven lanes of six, halved three times and rounded up
+    slots = [capacity for *_, capacity in moves]
+    assert slots == sorted(slots)
+    assert slots[-1] == 149  # one completion ran its length
+
+
+def test_prompts_that_wait_take_the_lanes_that_become_free(moves):
+    assert_token_for_token(*both(LONG, 12))
+    refilled = [lanes * width for lanes, width, parts, _ in moves if parts == 2]
+    assert len(refilled) == len(LENGTHS) - 2  # two groups at once, then one after the other
+    assert set(refilled) == {12}
+
+
+def test_the_ring_of_slots_is_written_more_than_once(moves):
+    """The last prompts are read when their lanes have long written more tokens than slots."""
+    plain, found = both(dataclasses.replace(LONG, max_new_tokens=20), 6)
+    assert_token_for_token(plain, found)
+    assert int(plain.completion_mask.sum()) > 4 * 6 * 19
+
+
+def test_fewer_rows_are_decoded(monkeypatch):
+    """By a policy that counts the tokens it is asked for."""
+    monkeypatch.setattr(continuous_batching, "_FEWEST_TOKENS", 1)
+    asked = []
+
+    def extend(params, prefix, tokens, cache=None):
+        jax.debug.callback(lambda _: asked.append(tokens.size), tokens)
+        return POLICY.extend(params, prefix, tokens, cache)
+
+    policy = dataclasses.replace(POLICY, extend=extend)
+    prompts, keys = networks.prompts(LENGTHS), prompt_keys(jax.random.key(0), 0, len(LENGTHS))
+    counted = {}
+    for name, sample, options in [
+        ("plain", sample_groups, {}),
+        ("compacted", sample_continuously, {}),
+        ("queued", sample_continuously, {"rows_at_once": 24}),
+    ]:
+        asked.clear()
+        rollout = sample(policy, PARAMS, prompts, keys, group_size=GROUP, sampling=LONG, **options)
+        jax.effects_barrier()
+        counted[name] = sum(asked)
+    needed = int(rollout.completion_mask.sum())
+    assert counted["plain"] >= 66 * 149
+    assert counted["compacted"] < 0.7 * counted["plain"]
+    assert counted["queued"] < 0.7 * counted["plain"]
+    assert counted["queued"] >= needed - 66
+
+
+def test_few_programs_are_compiled_and_then_none():
+    functions = [
+        getattr(continuous_batching, name) for name in ("_read", "_begin", "_decode", "_move")
+    ]
+    sampling = dataclasses.replace(SHORT, max_new_tokens=150, pad_id=4)
+    for key in range(4):
+        both(sampling, 24, key=key)
+    compiled = [function._cache_size() for function in functions]
+    for key in range(4, 8):
+        both(sampling, 24, key=key)
+    assert [function._cache_size() for function in functions] == compiled
+
+
+def test_a_policy_that_cannot_repack_samples_all_the_same():
+    policy = dataclasses.replace(POLICY, repack=None)
+    prompts, keys = networks.prompts(), prompt_keys(jax.random.key(0), 0, 3)
+    args = policy, PARAMS, prompts, keys
+    plain = sample_groups(*args, group_size=2, sampling=SHORT)
+    assert_token_for_token(plain, sample_continuously(*args, group_size=2, sampling=SHORT))
+    with pytest.raises(ValueError, match="rows_at_once is 4, but the policy has no repack"):
+        sample_continuously(*args, group_size=2, sampling=SHORT, rows_at_once=4)
+
+
+def test_less_than_a_group_at_once_is_refused():
+    with pytest.raises(ValueError, match="rows_at_once is 5, less than the group size, 6"):
+        both(SHORT, 5)
