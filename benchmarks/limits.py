@@ -78,6 +78,44 @@ def few_rows_seconds(config: DecoderConfig, rows: int, dtype: Any) -> float:
     return total
 
 
+def in_order_seconds(config: DecoderConfig, rows: int, dtype: Any) -> float:
+    """The same products, each after those that it waits for in the network, and nothing else.
+
+    What is between them is left out: a product takes the result of one before as it is.
+    """
+    inner, kv = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
+    hidden, mlp = config.hidden_size, config.intermediate_size
+    shapes = [(inner, hidden), (kv, hidden), (kv, hidden), (hidden, inner)]
+    shapes += [(mlp, hidden), (mlp, hidden), (hidden, mlp)]
+    after = jax.lax.optimization_barrier
+
+    def draw(seed: int, shape: tuple[int, int]) -> jax.Array:
+        return jax.random.normal(jax.random.key(seed), shape, dtype)
+
+    layers = [
+        [draw(10 * layer + i, shape) for i, shape in enumerate(shapes)]
+        for layer in range(config.num_layers)
+    ]
+    head = draw(-1, (config.vocab_size, hidden))
+
+    def step(product: Any, x: jax.Array, layers: Any, head: jax.Array) -> jax.Array:
+        for query, key, value, output, gate, up, down in layers:
+            attended, _, _ = after((product(query, x), product(key, x), product(value, x)))
+            x = after(product(output, attended))
+            wide, _ = after((product(gate, x), product(up, x)))
+            x = after(product(down, wide))
+        return product(head, x)
+
+    def seconds(product: Any, x: jax.Array) -> float:
+        run = jax.jit(functools.partial(step, product))
+        return seconds_of(functools.partial(run, x, layers, head))
+
+    return min(
+        seconds(lambda kernel, x: kernel @ x, draw(-2, (hidden, rows))),
+        seconds(lambda kernel, x: x @ kernel.T, draw(-2, (rows, hidden))),
+    )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--dtype", default="float32")

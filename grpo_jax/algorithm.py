@@ -12,6 +12,7 @@ from grpo_jax.continuous_batching import sample_continuously
 from grpo_jax.keys import loss_key
 from grpo_jax.lengths import cut
 from grpo_jax.objectives.base import Objective
+from grpo_jax.objectives.checks import check_ahead
 from grpo_jax.objectives.measures import Measures
 from grpo_jax.objectives.prepare import prepare
 from grpo_jax.policy import Policy
@@ -19,6 +20,13 @@ from grpo_jax.resampling import greedy_rewards, groups_with_signal
 from grpo_jax.sampling import Sampling, prompt_keys
 from grpo_jax.types import Batch, Params, Prompts, Rollout, TrainState
 from grpo_jax.update import minibatches, update
+
+
+class Sampled(NamedTuple):
+    """A step's rollout, sampled before the step began, and what `score` said of it."""
+
+    rollout: Rollout
+    scored: dict[str, Any]
 
 
 class Step(NamedTuple):
@@ -30,12 +38,14 @@ class Step(NamedTuple):
         metrics: of each update.
         chosen: [P] int, which of the groups sampled in this step the batch holds, in the order of
             sampling; 0..P-1 unless the objective samples again for groups without a signal.
+        ahead: what the next step takes as `sampled`; None unless that was asked for.
     """
 
     state: TrainState
     batch: Batch
     metrics: list[Measures]
     chosen: np.ndarray
+    ahead: Sampled | None
 
 
 def grpo_step(
@@ -48,6 +58,8 @@ def grpo_step(
     score: Callable[[Rollout], Any],
     *,
     score_greedy: Callable[[Rollout], jax.Array] | None = None,
+    sampled: Sampled | None = None,
+    draw_ahead: Callable[[int], Prompts] | None = None,
     group_size: int,
     sampling: Sampling,
     num_minibatches: int = 1,
@@ -71,6 +83,11 @@ def grpo_step(
             dict of `rewards` and other arrays that `prepare` takes. Runs on the host.
         score_greedy: the same of one greedy completion a prompt -> [P, 1], where the objective
             compares with it; None asks `score`.
+        sampled: this step's rollout and scores where the last step left them in `Step.ahead`; no
+            others are drawn then.
+        draw_ahead: gives the prompts of the next step. They are sampled before this step's update
+            and then scored, by `score`, while the device is busy with it. The next step is then
+            one step off-policy, and the objective must correct for that.
         group_size: G.
         sampling: how completions are drawn; training needs a temperature above 0.
         num_minibatches: optimizer steps per pass over the batch, of whole groups each.
@@ -80,7 +97,8 @@ def grpo_step(
         micro_batch_tokens: tokens whose activations are held at once; 0 chooses by the memory.
 
     Raises:
-        ValueError: a KL term without a reference, or prompts that do not divide.
+        ValueError: a KL term without a reference, prompts that do not divide, or sampling ahead
+            without a correction.
     """
     reference = ref_params if state.ref_params is None else state.ref_params
     if objective.needs_reference and reference is None:
@@ -98,11 +116,13 @@ def grpo_step(
             "the objective moves its reference, but the state has no ref_params; begin with a copy "
             "of the parameters there"
         )
+    if draw_ahead is not None:
+        check_ahead(objective)
     num_updates, rounds = num_minibatches * num_epochs, objective.max_sampling_rounds
 
     # 1 sample G completions of each prompt, which is read once for all of them
-    def sample(phase: int) -> Rollout:
-        prompts = draw_prompts(phase)
+    def sample(phase: int, draw: Callable[[int], Prompts] = draw_prompts) -> Rollout:
+        prompts = draw(phase)
         num_prompts = prompts.tokens.shape[0]
         first = (state.step * rounds + phase) * num_prompts
         keys = prompt_keys(state.key, first, num_prompts)
@@ -135,13 +155,14 @@ def grpo_step(
         return found | {"greedy_rewards": greedy}
 
     if rounds == 1:
-        rollout = cut(sample(0))  # to the longest completion
+        rollout = cut(sampled.rollout if sampled else sample(0))  # to the longest completion
         anchored = anchors(rollout)  # the device computes these while the host scores
-        scored = scores(rollout)
+        scored = sampled.scored if sampled else scores(rollout)
         chosen = np.arange(len(scored["rewards"]))
     else:
         rollout, scored, chosen = groups_with_signal(sample, scores, max_rounds=rounds)
         anchored = anchors(rollout)
+    upcoming = sample(1, draw_ahead) if draw_ahead else None
 
     # 3 normalise the rewards within each group
     batch = prepare(objective, rollout, **scored, **anchored, coefs=state.coefs)
@@ -160,4 +181,6 @@ def grpo_step(
             micro_batch_tokens=micro_batch_tokens,
         )
         metrics.append(measured)
-    return Step(next_state(objective, state, metrics), batch, metrics, chosen)
+    state = next_state(objective, state, metrics)
+    ahead = Sampled(upcoming, scores(upcoming)) if upcoming else None  # while the device trains
+    return Step(state, batch, metrics, chosen, ahead)

@@ -27,17 +27,22 @@ class Checkpoints:
         options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=True)
         self._manager = ocp.CheckpointManager(directory.absolute(), options=options)
 
-    def save(self, state: TrainState, place: dict[str, Any]) -> None:
-        """Starts to save; the state may be donated right after."""
-        rest = _rest(state)
-        self._manager.save(
-            int(state.step),
-            args=ocp.args.Composite(
-                params=ocp.args.StandardSave(state.params),
-                rest=ocp.args.StandardSave(rest),
-                place=ocp.args.JsonSave(place),
-            ),
-        )
+    def save(self, state: TrainState, place: dict[str, Any], ahead: Any = None) -> None:
+        """Starts to save; the state may be donated right after.
+
+        Args:
+            state: goes by its step.
+            place: JSON values.
+            ahead: arrays by name, of what was sampled for the next step, if that has been.
+        """
+        items = {
+            "params": ocp.args.StandardSave(state.params),
+            "rest": ocp.args.StandardSave(_rest(state)),
+            "place": ocp.args.JsonSave(place),
+        }
+        if ahead is not None:
+            items["ahead"] = ocp.args.StandardSave(ahead)
+        self._manager.save(int(state.step), args=ocp.args.Composite(**items))
 
     def latest(self) -> int | None:
         """The step of the newest whole checkpoint, or None."""
@@ -62,6 +67,15 @@ class Checkpoints:
             ),
         )
         return dataclasses.replace(like, params=restored.params, **restored.rest), restored.place
+
+    def restore_ahead(self, shapes: Any) -> Any:
+        """What the newest whole checkpoint holds of the next step's samples; None if nothing."""
+        step = self._newest()
+        if "ahead" not in (self._manager.item_metadata(step) or {}):
+            return None
+        args = ocp.args.Composite(ahead=ocp.args.StandardRestore(_on_device(shapes)))
+        restored: Any = self._manager.restore(step, args=args)
+        return restored.ahead
 
     def restore_params(self, shapes: Params) -> tuple[int, Params]:
         """The parameters of the newest whole checkpoint, and its step.

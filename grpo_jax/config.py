@@ -60,6 +60,9 @@ class Config:
     """Optimizer steps per pass over a step's prompts."""
     num_epochs: int = 1
     """Passes over a step's prompts."""
+    sample_ahead: bool = False
+    """Samples the next step's completions before the update, and scores them during it: one step
+    off-policy, so the objective must have a sampler correction."""
     rows_at_once: int = 0
     """Completions decoded side by side, in whole groups, while the others wait; 0 chooses by the
     memory. Changes memory, not results."""

@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import itertools
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,7 +11,7 @@ import jax
 import numpy as np
 
 from grpo_jax import metrics, report
-from grpo_jax.algorithm import grpo_step
+from grpo_jax.algorithm import Sampled, grpo_step
 from grpo_jax.checkpoints import Checkpoints
 from grpo_jax.compilation_cache import keep_compiled
 from grpo_jax.config import Config
@@ -22,10 +21,11 @@ from grpo_jax.data import (
     held_out_questions,
     train_questions,
 )
-from grpo_jax.evaluate import evaluate
+from grpo_jax.evaluations import Evaluations
 from grpo_jax.models.network import Network, pretrained
 from grpo_jax.not_finite import save_not_finite
 from grpo_jax.objectives.base import Objective
+from grpo_jax.objectives.checks import check_ahead
 from grpo_jax.optimizer import make_optimizer
 from grpo_jax.rewards.base import RewardFn
 from grpo_jax.rewards.combine import named_weights, score_groups, weighted_sum
@@ -37,14 +37,13 @@ from grpo_jax.run_directory import (
     group_lines,
     to_json,
 )
-from grpo_jax.sampling import Sampling
+from grpo_jax.sampling import Sampling, prompt_keys, sample_groups
 from grpo_jax.state import initial_state, state_shapes
 from grpo_jax.step_groups import StepGroups
 from grpo_jax.stop_signal import stop_signal
 from grpo_jax.tasks.base import Task
-from grpo_jax.types import Params
+from grpo_jax.types import Params, Prompts, Rollout
 
-_NUM_SHOWN = 5
 _ADVICE_AFTER = (1, 5, 20)
 _MAX_CHECKED = 5_000
 """Training questions whose length is looked at before a run starts."""
@@ -138,6 +137,8 @@ class _Loop:
         # What a checkpoint holds besides the state.
         self.place = {"position": 0, "num_dropped": 0, "num_tokens": 0, "seconds": 0.0}
         self.held_out = None
+        # Of the next step, where it is sampled ahead.
+        self.ahead: tuple[StepGroups, Sampled] | None = None
         self._check_objective()
         if config.eval_questions:
             self.held_out = held_out_questions(
@@ -167,6 +168,8 @@ class _Loop:
             )
         if self.signal is not None and not objective.selects_by_signal:
             raise ValueError("signal_reward is given, but this objective selects nothing by signal")
+        if config.sample_ahead:
+            check_ahead(objective)
         if objective.of_the_whole_step and config.micro_batch_tokens:
             raise ValueError(
                 f"micro_batch_tokens is {config.micro_batch_tokens}, but this objective looks at "
@@ -196,8 +199,30 @@ class _Loop:
             if step or ended:
                 like = state_shapes(self.network, self.objective, self.optimizer)
                 self.state, self.place = checkpoints.restore(like)
+                if self.config.sample_ahead:
+                    self._restore_ahead(checkpoints)
                 return
         self.start()
+
+    def _restore_ahead(self, checkpoints: Checkpoints) -> None:
+        """The next step's completions as they were sampled, scored anew."""
+        config = self.config
+        groups = self._groups(int(self.state.step) + 1, int(self.place["position"]))
+        prompts = groups.draw_prompts(0)
+        like = jax.eval_shape(
+            lambda: sample_groups(
+                self.network.policy,
+                self.network.shapes,
+                prompts,
+                prompt_keys(self.state.key, 0, config.num_prompts),
+                group_size=config.group_size,
+                sampling=self.sampling,
+            )
+        )
+        found = checkpoints.restore_ahead(_of_completions(like))
+        if found is not None:
+            rollout = Rollout(prompts.tokens, prompts.mask, **found)
+            self.ahead = groups, Sampled(rollout, groups.score(rollout))
 
     # -- one step ----------------------------------------------------------------------------
 
@@ -219,29 +244,49 @@ class _Loop:
             self.rewards, questions, completions, step=step, timeout_seconds=timeout
         )
 
-    def step(self, ref_params: Params | None) -> dict[str, float]:
-        """One step of training, logged and shown. Returns its metrics."""
-        config, started = self.config, time.perf_counter()
-        step = int(self.state.step) + 1
-        groups = StepGroups(
+    def _summed_rewards_of(self, questions, completions, step: int) -> np.ndarray:
+        """[P, G]."""
+        return weighted_sum(self._rewards_of(questions, completions, step), self.reward_weights)
+
+    def _groups(self, step: int, position: int) -> StepGroups:
+        """Those of a step that begins at this position of the stream of questions."""
+        return StepGroups(
             self._questions_at,
-            int(self.place["position"]),
+            position,
             self.network.tokenizer,
             lambda questions, completions: self._rewards_of(questions, completions, step),
             reward_weights=self.reward_weights,
             by_function="rewards_by_function" in self.objective.needs,
             signal=self.signal,
-            max_prompt_tokens=config.max_prompt_tokens,
+            max_prompt_tokens=self.config.max_prompt_tokens,
         )
-        state, batch, updates, chosen = grpo_step(
+
+    def step(self, ref_params: Params | None) -> dict[str, float]:
+        """One step of training, logged and shown. Returns its metrics."""
+        config, started = self.config, time.perf_counter()
+        step = int(self.state.step) + 1
+        if self.ahead:
+            groups, sampled = self.ahead
+        else:
+            groups, sampled = self._groups(step, int(self.place["position"])), None
+        drawn_last = groups
+
+        def draw_ahead(_: int) -> Prompts:
+            nonlocal drawn_last
+            drawn_last = self._groups(step + 1, groups.position)
+            return drawn_last.draw_prompts(0)
+
+        state, batch, updates, chosen, ahead = grpo_step(
             self.network.policy,
             self.objective,
             self.optimizer,
             self.state,
             ref_params,
             groups.draw_prompts,
-            groups.score,
+            lambda rollout: drawn_last.score(rollout),
             score_greedy=groups.score_greedy,
+            sampled=sampled,
+            draw_ahead=draw_ahead if config.sample_ahead else None,
             group_size=config.group_size,
             sampling=self.sampling,
             num_minibatches=config.num_minibatches,
@@ -292,6 +337,7 @@ class _Loop:
         self.directory.append("completions.jsonl", trained_on)
         self.directory.append("metrics.jsonl", [found])
         self.state, self.place = state, place
+        self.ahead = (drawn_last, ahead) if ahead else None
 
         self.console.row(found)
         if config.show_every and (step % config.show_every == 0 or step == 1):
@@ -299,57 +345,6 @@ class _Loop:
             shown = int(np.nan_to_num(rewards).std(axis=1).argmax())
             self.console.group(questions[shown], completions[shown], rewards[shown])
         return found
-
-    # -- held-out questions ------------------------------------------------------------------
-
-    def evaluate(self, step: int) -> dict[str, float] | None:
-        """Asks the held-out questions, greedily and by sampling; logged and shown."""
-        if self.held_out is None:
-            return None
-        questions, prompts = self.held_out
-        config, started = self.config, time.perf_counter()
-        done = self._asked(step)
-        if done:
-            return done
-        self.console.say(f"asking {len(questions)} held-out questions ...", "dim")
-
-        def score(completions) -> np.ndarray:
-            return weighted_sum(self._rewards_of(questions, completions, step), self.reward_weights)
-
-        found, greedy = evaluate(
-            self.network.policy,
-            self.state.params,
-            self.network.tokenizer,
-            prompts,
-            score,
-            sampling=self.sampling,
-            num_samples=config.eval_samples,
-            seed=config.seed,
-        )
-        line = {"step": step, **found, "eval_time": time.perf_counter() - started}
-        self.directory.append("evaluations.jsonl", [line])
-        says = " and ".join(
-            f"{name} {found[f'eval/{name}/reward']:.3f} ± {found[f'eval/{name}/reward_stderr']:.3f}"
-            for name in ("sampled", "greedy")
-        )
-        self.console.say(
-            f"held-out at step {step}: {says} ({len(questions)} questions, {config.eval_samples} "
-            "samples each; ± is one standard error)",
-            "bold",
-        )
-        answers = zip(questions, greedy.completions, greedy.rewards, strict=True)
-        for question, group, rewards in itertools.islice(answers, _NUM_SHOWN):
-            self.console.group(question, group, list(rewards))
-        return line
-
-    def _asked(self, step: int) -> dict[str, float] | None:
-        """What came of the same questions at a step, if they were asked then."""
-        if self.held_out is None:
-            return None
-        same = {"step": step, "eval/num_questions": len(self.held_out[0])}
-        same["eval/num_samples"] = self.config.eval_samples
-        lines = self.directory.read("evaluations.jsonl")
-        return next((line for line in lines if line | same == line), None)
 
     # -- the whole run -----------------------------------------------------------------------
 
@@ -368,10 +363,20 @@ class _Loop:
                 f"{config.num_prompts} prompts x {config.group_size} completions of up to "
                 f"{config.max_new_tokens} tokens; {directory.path}"
             )
+            self.evaluations = self.held_out and Evaluations(
+                *self.held_out,
+                network,
+                self._summed_rewards_of,
+                sampling=self.sampling,
+                num_samples=config.eval_samples,
+                seed=config.seed,
+                directory=directory,
+                console=self.console,
+            )
             if config.resume:
                 self.console.say(f"resumed after step {first}")
             try:
-                before = self.evaluate(0) if not first else None
+                before = self._evaluate(0) if not first else None
                 stopped_by = self._train(first)
             except BaseException:
                 self._keep_what_was_reached()
@@ -384,9 +389,9 @@ class _Loop:
                     f"stopped by {stopped_by} after step {step}, which is saved; go on with the "
                     f"same command and --run-dir {directory.path} --resume"
                 )
-            after = self.evaluate(step)
-            if before is None and after is not None:
-                before = self._asked(0)
+            after = self._evaluate(step)
+            if before is None and after is not None and self.evaluations:
+                before = self.evaluations.logged(0)
         summary = {
             "held_out_before": before and before["eval/sampled/reward"],
             "held_out_after": after and after["eval/sampled/reward"],
@@ -436,11 +441,15 @@ class _Loop:
                 if stop and step < config.steps:
                     return stop[0]
                 if config.eval_every and step % config.eval_every == 0 and step < config.steps:
-                    self.evaluate(step)
+                    self._evaluate(step)
         return None
 
+    def _evaluate(self, step: int) -> dict[str, float] | None:
+        return self.evaluations and self.evaluations.at(step, self.state.params)
+
     def _save(self) -> None:
-        self.checkpoints.save(self.state, self.place)
+        ahead = _of_completions(self.ahead[1].rollout) if self.ahead else None
+        self.checkpoints.save(self.state, self.place, ahead)
 
     def _keep_what_was_reached(self) -> None:
         """Saves the steps done before a failure, if the state outlived it."""
@@ -450,3 +459,10 @@ class _Loop:
         if step and self.checkpoints.latest() != step:
             self._save()
             self.console.say(f"step {step} is saved in {self.directory.checkpoints}", "yellow")
+
+
+def _of_completions(rollout: Rollout) -> dict[str, Any]:
+    """What of a rollout does not follow from the questions."""
+    names = {field.name for field in dataclasses.fields(rollout)} - {"prompt", "prompt_mask"}
+    found = {name: getattr(rollout, name) for name in sorted(names)}
+    return {name: value for name, value in found.items() if value is not None}

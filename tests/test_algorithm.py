@@ -357,7 +357,7 @@ def test_lengths_that_vary_compile_a_few_programs_and_then_none():
             lengths = random.integers(1, random.choice([2, 3, 5, 9]), size=4)
             prompts = networks.prompts(lengths, width=bucket(int(lengths.max()), 8))
             before = len(COMPILED)
-            state, batch, metrics, _ = step(objective, state, prompts=prompts, sampling=sampling)
+            state, batch, metrics, *_ = step(objective, state, prompts=prompts, sampling=sampling)
             assert metrics[0]["finite"]
             widths = (batch.rollout.prompt.shape[1], batch.rollout.completion.shape[2])
             yield widths, len(COMPILED) - before

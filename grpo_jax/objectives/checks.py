@@ -147,6 +147,25 @@ def _check_ratio(objective: "Objective") -> None:
                 )
 
 
+def check_ahead(objective: "Objective") -> None:
+    """Whether completions may be sampled one step ahead, by the policy before the update.
+
+    Raises:
+        ValueError: nothing in the objective answers for that, or it samples by what it finds.
+    """
+    if objective.max_sampling_rounds > 1 or "greedy_rewards" in objective.needs:
+        raise ValueError(
+            "sampling ahead, but this objective samples again by the rewards that it finds "
+            "(max_sampling_rounds, greedy_rewards); sample each step by itself"
+        )
+    if not objective.corrections and not objective.sampler_anchor:
+        raise ValueError(
+            "sampling ahead makes each step one step off-policy, and this objective has no "
+            "correction for that; take one that has (tis, icepop, decoupled_ppo), or add one of "
+            "ops.corrections"
+        )
+
+
 def _try(objective: "Objective") -> None:
     """Traces choices on made-up shapes, so that a setting breaks its rule here and now.
 
