@@ -13,8 +13,11 @@ import statistics
 from pathlib import Path
 from typing import Any
 
+import jax.numpy as jnp
+
 from benchmarks.floors import Limits, Work
-from benchmarks.step import PARTS, limits_of, measured, shape_arguments, work_of
+from benchmarks.limits import bandwidth, few_rows_seconds, matrix_rate
+from benchmarks.step import PARTS, measured, shape_arguments, work_of
 from benchmarks.timing import report
 
 AXES = {
@@ -33,13 +36,30 @@ def repeated_floor(work: Work, limits: Limits) -> float:
     return sum(work.seconds(limits).values()) + 5 * again
 
 
-def line_of(work: Work, dtype: str, steps: int) -> dict[str, Any]:
-    seconds, _ = measured(work, dtype, steps)
-    limits = limits_of(work, dtype)
-    found = {f"{name}_seconds": statistics.median(seconds[name]) for name in (*PARTS, "step")}
-    found["floor_seconds"] = sum(work.seconds(limits).values())
-    found["repeated_floor_seconds"] = repeated_floor(work, limits)
-    return found
+class Measured:
+    """Figures of a step's shape, each measured once."""
+
+    def __init__(self, dtype: str, steps: int):
+        self._dtype, self._steps = dtype, steps
+        self._rate, self._bandwidth = matrix_rate(jnp.dtype(dtype)), bandwidth()
+        self._few_rows: dict[int, float] = {}
+        self._lines: dict[Work, dict[str, Any]] = {}
+
+    def of(self, work: Work) -> dict[str, Any]:
+        if work not in self._lines:
+            self._lines[work] = self._line(work)
+        return self._lines[work]
+
+    def _line(self, work: Work) -> dict[str, Any]:
+        seconds, _ = measured(work, self._dtype, self._steps)
+        if work.rows not in self._few_rows:
+            found = few_rows_seconds(work.config, work.rows, jnp.dtype(self._dtype))
+            self._few_rows[work.rows] = found
+        limits = Limits(self._rate, self._bandwidth, self._few_rows[work.rows])
+        line = {f"{name}_seconds": statistics.median(seconds[name]) for name in (*PARTS, "step")}
+        line["floor_seconds"] = sum(work.seconds(limits).values())
+        line["repeated_floor_seconds"] = repeated_floor(work, limits)
+        return line
 
 
 def draw(lines: dict[str, dict[int, dict[str, Any]]], path: Path) -> None:
@@ -74,18 +94,15 @@ def main() -> None:
     parser = shape_arguments(__doc__)
     parser.add_argument("--picture", default="", help="also draw this file (.svg or .png)")
     arguments = parser.parse_args()
-    base, dtype = work_of(arguments), arguments.dtype
-    known: dict[Work, dict[str, Any]] = {}
+    base, figures = work_of(arguments), Measured(arguments.dtype, arguments.steps)
     lines: dict[str, dict[int, dict[str, Any]]] = {}
     for axis in AXES:
         lines[axis] = {}
         for factor in FACTORS:
             value = max(1, int(getattr(base, axis) * factor))
             work = dataclasses.replace(base, **{axis: value})
-            if work not in known:
-                known[work] = line_of(work, dtype, arguments.steps)
-            lines[axis][value] = known[work]
-            print(f"{axis} {value}: {known[work]['step_seconds']:.2f} s", flush=True)
+            lines[axis][value] = figures.of(work)
+            print(f"{axis} {value}: {lines[axis][value]['step_seconds']:.2f} s", flush=True)
     if arguments.picture:
         draw(lines, Path(arguments.picture))
     report({"by": lines}, arguments)
