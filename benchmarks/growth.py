@@ -5,7 +5,7 @@
 
 Each of the four is halved and doubled by itself while the others keep the values asked for. Dotted
 in the picture: the floor of the whole step, and that of one which computes the prompt again for
-each completion. Pictures need matplotlib (`pip install "grpo_jax[dev]"`).
+each completion. Pictures need matplotlib (`pip install "grpo-jax[plots]"`).
 """
 
 import dataclasses
