@@ -61,6 +61,7 @@ def report(found: dict[str, Any], arguments: argparse.Namespace) -> None:
     """Prints one JSON object as the last line, and writes it to `--out`."""
     found = conditions() | found
     if arguments.out:
+        Path(arguments.out).parent.mkdir(parents=True, exist_ok=True)
         Path(arguments.out).write_text(json.dumps(found, indent=2) + "\n")
     print(json.dumps(found), flush=True)
 

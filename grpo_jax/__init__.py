@@ -2,7 +2,8 @@
 
 The five steps, and where they are:
 
-    1 sample        sampling.sample_groups         prompts -> groups of completions
+    1 sample        sampling.sample_groups         prompts -> groups of completions, in one program
+                    continuous_batching            the same, where ended completions make room
     2 score         rewards, tasks                 completions -> rewards [P, G]
     3 normalise     objectives.prepare             rewards -> advantages within each group
     4 loss and KL   objectives.Objective.loss      one file a paper in `objectives`
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from grpo_jax import objectives, ops, rewards, tasks
     from grpo_jax.algorithm import grpo_step
     from grpo_jax.config import Config
+    from grpo_jax.continuous_batching import sample_continuously
     from grpo_jax.launch import launch
     from grpo_jax.objectives import Objective, dr_grpo, grpo, prepare
     from grpo_jax.policy import Policy, completion_log_probs
@@ -45,6 +47,7 @@ _HOMES = {
     "prepare": "objectives",
     "prompt_keys": "sampling",
     "run": "runner",
+    "sample_continuously": "continuous_batching",
     "sample_groups": "sampling",
 }
 
@@ -66,6 +69,7 @@ __all__ = [  # noqa: RUF022 - functions and types first, then rooms
     "prepare",
     "prompt_keys",
     "run",
+    "sample_continuously",
     "sample_groups",
     "objectives",
     "ops",
