@@ -226,11 +226,14 @@ def main() -> int:
         **conditions(),
         "memory_bytes": kilobytes("/proc/meminfo", "MemTotal"),
         "settings": settings,
-        "shapes": {tokens: measure_shape(args, tokens) for tokens in args.shapes},
+        "shapes": {},
     }
+    for tokens in args.shapes:
+        report["shapes"][tokens] = measure_shape(args, tokens)
+        if args.out:  # after each: they take an hour
+            args.out.parent.mkdir(parents=True, exist_ok=True)
+            args.out.write_text(json.dumps(report, indent=1) + "\n")
     print_table(report["shapes"])
-    if args.out:
-        args.out.write_text(json.dumps(report, indent=1) + "\n")
     print(json.dumps(report))
     systems = [s for measured in report["shapes"].values() for s in measured["systems"].values()]
     return int(any("error" in system for system in systems))

@@ -22,13 +22,6 @@ from grpo_jax.types import Batch, Params, Prompts, Rollout, TrainState
 from grpo_jax.update import minibatches, update
 
 
-class Sampled(NamedTuple):
-    """A step's rollout, sampled before the step began, and what `score` said of it."""
-
-    rollout: Rollout
-    scored: dict[str, Any]
-
-
 class Step(NamedTuple):
     """What a step of GRPO leaves.
 
@@ -38,14 +31,15 @@ class Step(NamedTuple):
         metrics: of each update.
         chosen: [P] int, which of the groups sampled in this step the batch holds, in the order of
             sampling; 0..P-1 unless the objective samples again for groups without a signal.
-        ahead: what the next step takes as `sampled`; None unless that was asked for.
+        ahead: the next step's rollout, if that was asked for; its `sampled`. Score it at once: the
+            device is busy with the update until somebody looks at the state.
     """
 
     state: TrainState
     batch: Batch
     metrics: list[Measures]
     chosen: np.ndarray
-    ahead: Sampled | None
+    ahead: Rollout | None
 
 
 def grpo_step(
@@ -58,7 +52,7 @@ def grpo_step(
     score: Callable[[Rollout], Any],
     *,
     score_greedy: Callable[[Rollout], jax.Array] | None = None,
-    sampled: Sampled | None = None,
+    sampled: Rollout | None = None,
     draw_ahead: Callable[[int], Prompts] | None = None,
     group_size: int,
     sampling: Sampling,
@@ -83,11 +77,9 @@ def grpo_step(
             dict of `rewards` and other arrays that `prepare` takes. Runs on the host.
         score_greedy: the same of one greedy completion a prompt -> [P, 1], where the objective
             compares with it; None asks `score`.
-        sampled: this step's rollout and scores where the last step left them in `Step.ahead`; no
-            others are drawn then.
-        draw_ahead: gives the prompts of the next step. They are sampled before this step's update
-            and then scored, by `score`, while the device is busy with it. The next step is then
-            one step off-policy, and the objective must correct for that.
+        sampled: this step's rollout where the last step left one in `Step.ahead`.
+        draw_ahead: gives the prompts of the next step, which are then sampled before this step's
+            update. The next step is one step off-policy, and the objective must correct for that.
         group_size: G.
         sampling: how completions are drawn; training needs a temperature above 0.
         num_minibatches: optimizer steps per pass over the batch, of whole groups each.
@@ -155,14 +147,14 @@ def grpo_step(
         return found | {"greedy_rewards": greedy}
 
     if rounds == 1:
-        rollout = cut(sampled.rollout if sampled else sample(0))  # to the longest completion
+        rollout = cut(sampled or sample(0))  # to the longest completion
         anchored = anchors(rollout)  # the device computes these while the host scores
-        scored = sampled.scored if sampled else scores(rollout)
+        scored = scores(rollout)
         chosen = np.arange(len(scored["rewards"]))
     else:
         rollout, scored, chosen = groups_with_signal(sample, scores, max_rounds=rounds)
         anchored = anchors(rollout)
-    upcoming = sample(1, draw_ahead) if draw_ahead else None
+    ahead = sample(1, draw_ahead) if draw_ahead else None
 
     # 3 normalise the rewards within each group
     batch = prepare(objective, rollout, **scored, **anchored, coefs=state.coefs)
@@ -181,6 +173,4 @@ def grpo_step(
             micro_batch_tokens=micro_batch_tokens,
         )
         metrics.append(measured)
-    state = next_state(objective, state, metrics)
-    ahead = Sampled(upcoming, scores(upcoming)) if upcoming else None  # while the device trains
-    return Step(state, batch, metrics, chosen, ahead)
+    return Step(next_state(objective, state, metrics), batch, metrics, chosen, ahead)

@@ -11,7 +11,7 @@ import jax
 import numpy as np
 
 from grpo_jax import metrics, report
-from grpo_jax.algorithm import Sampled, grpo_step
+from grpo_jax.algorithm import grpo_step
 from grpo_jax.checkpoints import Checkpoints
 from grpo_jax.compilation_cache import keep_compiled
 from grpo_jax.config import Config
@@ -137,8 +137,8 @@ class _Loop:
         # What a checkpoint holds besides the state.
         self.place = {"position": 0, "num_dropped": 0, "num_tokens": 0, "seconds": 0.0}
         self.held_out = None
-        # Of the next step, where it is sampled ahead.
-        self.ahead: tuple[StepGroups, Sampled] | None = None
+        # Of the next step, where it is sampled ahead: its rollout, and its scores or None.
+        self.ahead: tuple[StepGroups, Rollout, dict[str, jax.Array] | None] | None = None
         self._check_objective()
         if config.eval_questions:
             self.held_out = held_out_questions(
@@ -205,7 +205,7 @@ class _Loop:
         self.start()
 
     def _restore_ahead(self, checkpoints: Checkpoints) -> None:
-        """The next step's completions as they were sampled, scored anew."""
+        """The next step's completions as they were sampled; to be scored anew."""
         config = self.config
         groups = self._groups(int(self.state.step) + 1, int(self.place["position"]))
         prompts = groups.draw_prompts(0)
@@ -221,8 +221,7 @@ class _Loop:
         )
         found = checkpoints.restore_ahead(_of_completions(like))
         if found is not None:
-            rollout = Rollout(prompts.tokens, prompts.mask, **found)
-            self.ahead = groups, Sampled(rollout, groups.score(rollout))
+            self.ahead = groups, Rollout(prompts.tokens, prompts.mask, **found), None
 
     # -- one step ----------------------------------------------------------------------------
 
@@ -265,16 +264,16 @@ class _Loop:
         """One step of training, logged and shown. Returns its metrics."""
         config, started = self.config, time.perf_counter()
         step = int(self.state.step) + 1
-        if self.ahead:
-            groups, sampled = self.ahead
-        else:
-            groups, sampled = self._groups(step, int(self.place["position"])), None
-        drawn_last = groups
+        groups, sampled, scored = self.ahead or (
+            self._groups(step, int(self.place["position"])),
+            None,
+            None,
+        )
+        upcoming: list[StepGroups] = []
 
         def draw_ahead(_: int) -> Prompts:
-            nonlocal drawn_last
-            drawn_last = self._groups(step + 1, groups.position)
-            return drawn_last.draw_prompts(0)
+            upcoming.append(self._groups(step + 1, groups.position))
+            return upcoming[0].draw_prompts(0)
 
         state, batch, updates, chosen, ahead = grpo_step(
             self.network.policy,
@@ -283,7 +282,7 @@ class _Loop:
             self.state,
             ref_params,
             groups.draw_prompts,
-            lambda rollout: drawn_last.score(rollout),
+            groups.score if scored is None else lambda _: scored,
             score_greedy=groups.score_greedy,
             sampled=sampled,
             draw_ahead=draw_ahead if config.sample_ahead else None,
@@ -294,6 +293,13 @@ class _Loop:
             rows_at_once=config.rows_at_once,
             micro_batch_tokens=config.micro_batch_tokens,
         )
+        failure = None
+        if ahead is not None:  # the device is still busy with the update
+            try:
+                scored = upcoming[0].score(ahead)
+            except Exception as error:  # this step is done, and not to be lost with it
+                scored, failure = None, error
+
         if not all(bool(update["finite"]) for update in updates):
             if len(updates) == 1:  # nothing was applied: this is the state before the step
                 self.state = dataclasses.replace(state, step=state.step - 1)
@@ -337,13 +343,15 @@ class _Loop:
         self.directory.append("completions.jsonl", trained_on)
         self.directory.append("metrics.jsonl", [found])
         self.state, self.place = state, place
-        self.ahead = (drawn_last, ahead) if ahead else None
+        self.ahead = None if ahead is None else (upcoming[0], ahead, scored)
 
         self.console.row(found)
         if config.show_every and (step % config.show_every == 0 or step == 1):
             # The group that teaches most: the widest spread of rewards.
             shown = int(np.nan_to_num(rewards).std(axis=1).argmax())
             self.console.group(questions[shown], completions[shown], rewards[shown])
+        if failure:
+            raise failure
         return found
 
     # -- the whole run -----------------------------------------------------------------------
@@ -448,7 +456,7 @@ class _Loop:
         return self.evaluations and self.evaluations.at(step, self.state.params)
 
     def _save(self) -> None:
-        ahead = _of_completions(self.ahead[1].rollout) if self.ahead else None
+        ahead = _of_completions(self.ahead[1]) if self.ahead else None
         self.checkpoints.save(self.state, self.place, ahead)
 
     def _keep_what_was_reached(self) -> None:

@@ -106,6 +106,10 @@ def refused() -> str:
     pieces = []
     for head, examples in (
         ("When an objective is made:", refusals.COMPOSING),
+        (
+            "When the next step is to be sampled ahead (`draw_ahead`, `--sample-ahead`):",
+            refusals.AHEAD,
+        ),
         ("In `prepare`, with `rewards` of shape [P, G]:", refusals.PREPARING),
         (
             f"In the loss, where `by_token` is `{refusals.BY_TOKEN}` and `one_loss` is "

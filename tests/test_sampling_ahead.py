@@ -12,6 +12,7 @@ import toys
 
 from grpo_jax import algorithm, objectives, runner
 from grpo_jax.algorithm import grpo_step
+from grpo_jax.rewards import RewardError
 from grpo_jax.sampling import Sampling, prompt_keys, sample_groups
 from grpo_jax.types import TrainState
 
@@ -55,9 +56,8 @@ def test_the_next_rollout_is_that_of_the_policy_before_the_update():
     before = new_state()
     result = step(before, draw_ahead=lambda _: SECOND)
     wanted = second_rollout(networks.params())
-    found = result.ahead.rollout
+    found = result.ahead
     np.testing.assert_array_equal(found.completion, wanted.completion)
-    np.testing.assert_array_equal(result.ahead.scored["rewards"], odd_tokens(wanted))
     np.testing.assert_allclose(found.sampler_log_probs, wanted.sampler_log_probs, atol=2e-5)
     after = second_rollout(result.state.params)  # which would have drawn others, or as likely
     assert not np.allclose(after.sampler_log_probs, wanted.sampler_log_probs, atol=1e-3)
@@ -75,38 +75,13 @@ def _bits(x):
 
 
 def test_what_was_sampled_is_trained_on_and_corrected():
-    def never(*_):
-        raise AssertionError("this step was sampled and scored already")
-
     first = step(new_state(), draw_ahead=lambda _: SECOND)
-    ahead = first.ahead
-    second = step(first.state, never, never, sampled=ahead)
+    second = step(first.state, None, sampled=first.ahead)  # there are no prompts to draw
     trained_on = second.batch.rollout
-    np.testing.assert_array_equal(trained_on.completion, ahead.rollout.completion)
+    np.testing.assert_array_equal(trained_on.completion, first.ahead.completion)
     # The policy has moved since: the factor is no longer 1, as it is for a step by itself.
     assert abs(float(first.metrics[0]["sampler_mismatch/mean"])) < 1e-5
     assert abs(float(second.metrics[0]["sampler_mismatch/mean"])) > 1e-3
-
-
-def test_scoring_waits_for_nothing_but_the_samples(monkeypatch):
-    """It is called when the update has been asked for."""
-    events, update = [], algorithm.update
-
-    def noted(*args, **kwargs):
-        events.append("update")
-        return update(*args, **kwargs)
-
-    def score(rollout):
-        events.append("score")
-        return odd_tokens(rollout)
-
-    def draw_ahead(_):
-        events.append("sample ahead")
-        return SECOND
-
-    monkeypatch.setattr(algorithm, "update", noted)
-    step(new_state(), score=score, draw_ahead=draw_ahead)
-    assert events == ["score", "sample ahead", "update", "score"]
 
 
 @pytest.mark.parametrize(
@@ -154,3 +129,37 @@ def test_a_resumed_run_trains_on_what_was_sampled_ahead(tmp_path):
         for name in ("whole", "plain")
     ]
     assert max(map(abs, mismatch[1])) < 1e-5 < max(map(abs, mismatch[0]))
+
+
+def test_completions_are_scored_when_the_update_has_been_asked_for(monkeypatch, tmp_path):
+    events, update, task = [], algorithm.update, toys.tasks.MaxOfThree()
+
+    def noted(*args, **kwargs):
+        events.append("update")
+        return update(*args, **kwargs)
+
+    def reward(question, completions):
+        events.append("score")
+        return task.reward(question, completions)
+
+    monkeypatch.setattr(algorithm, "update", noted)
+    toys.run(tmp_path / "run", steps=2, num_prompts=1, rewards={"counted": reward}, **FIELDS)
+    assert events == ["score", "update", "score", "update", "score"]
+
+
+def test_a_step_is_not_lost_with_the_scores_of_the_next(tmp_path):
+    """A judge that fails while it scores ahead; mended, the run goes on as if it had not."""
+    task, calls = toys.tasks.MaxOfThree(), []
+
+    def failing(question, completions):
+        calls.append(question)
+        if len(calls) > 3 * toys.SMALL["num_prompts"]:
+            raise OSError("the disk of the judge is full")
+        return task.reward(question, completions)
+
+    with pytest.raises(RewardError, match="judge is full"):
+        toys.run(tmp_path / "run", steps=6, rewards={task.name: failing}, **FIELDS)
+    assert [line["step"] for line in toys.metrics(tmp_path / "run")] == [1, 2, 3]
+    toys.run(tmp_path / "run", steps=6, resume=True, **FIELDS)
+    toys.run(tmp_path / "whole", steps=6, **FIELDS)
+    toys.assert_same_run(tmp_path / "run", tmp_path / "whole", **FIELDS)

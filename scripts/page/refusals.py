@@ -48,6 +48,10 @@ COMPOSING = (
     "pkpo(k=0)",
     "deepseek_r1(refresh_every=0)",
 )
+AHEAD = (
+    "check_ahead(grpo())",
+    "check_ahead(replace(dapo(), corrections=tis().corrections))",
+)
 PREPARING = (
     "prepare(grpo(), rollout, rewards[0])",
     "prepare(grpo(), rollout, rewards, old_log_probs=log_probs[..., :2])",
@@ -82,7 +86,7 @@ def answers() -> dict[str, ValueError]:
         RuntimeError: it meets none.
     """
     found = {}
-    for example in COMPOSING + PREPARING + IN_THE_LOSS:
+    for example in COMPOSING + AHEAD + PREPARING + IN_THE_LOSS:
         try:
             # Traced, which is enough to be refused, and computes nothing.
             jax.eval_shape(functools.partial(_evaluate, example), _arrays())
@@ -130,6 +134,7 @@ _NAMES: dict[str, Any] = {name: getattr(objectives, name) for name in objectives
     "by_token": dataclasses.replace(
         objectives.gspo(), advantages=returns.reinforce_plus_plus_baseline
     ),
+    "check_ahead": checks.check_ahead,
     "corrections": corrections,
     "first_only": lambda rewards: rewards[:, 0],
     "jnp": jnp,
