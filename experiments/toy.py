@@ -55,7 +55,13 @@ def network(config: Config):
         num_kv_heads=4,
         head_dim=16,
     )
-    return from_scratch(shape, tokenizer, seed=config.seed, compute_dtype=config.compute_dtype)
+    return from_scratch(
+        shape,
+        tokenizer,
+        seed=config.seed,
+        compute_dtype=config.compute_dtype,
+        attention_kernels=config.attention_kernels,
+    )
 
 
 def main(config: Config) -> dict:

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import optax
 
-from grpo_jax.anchors import anchor_arrays, next_state
+from grpo_jax.anchors import anchor_arrays, next_state, reference_of
 from grpo_jax.continuous_batching import sample_continuously
 from grpo_jax.keys import loss_key
 from grpo_jax.lengths import cut
@@ -71,8 +71,8 @@ def grpo_step(
         ref_params: of a frozen reference, in buffers of their own; None when there is no KL term,
             or when the objective moves the reference, which is then in the state.
         draw_prompts: number of the phase, from 0 -> its P prompts, always as many. Each width is
-            compiled once.
-            There is one phase, unless the objective samples again for groups without a signal.
+            compiled once. There is one phase, unless the objective samples again for groups without
+            a signal.
         score: a rollout -> rewards [P, G] or [P, G, K] float, NaN where a completion has none; or a
             dict of `rewards` and other arrays that `prepare` takes. Runs on the host.
         score_greedy: the same of one greedy completion a prompt -> [P, 1], where the objective
@@ -92,23 +92,8 @@ def grpo_step(
         ValueError: a KL term without a reference, prompts that do not divide, or sampling ahead
             without a correction.
     """
-    reference = ref_params if state.ref_params is None else state.ref_params
-    if objective.needs_reference and reference is None:
-        raise ValueError(
-            f"kl_coef is {objective.kl_coef}, but there are no ref_params; give the reference's, "
-            "or kl_coef=0"
-        )
-    if state.coefs.keys() != objective.initial_coefs().keys():
-        raise ValueError(
-            f"the state has coefs {sorted(state.coefs)}, the objective adapts "
-            f"{sorted(objective.initial_coefs())}; begin with coefs=objective.initial_coefs()"
-        )
-    if objective.reference is not None and state.ref_params is None:
-        raise ValueError(
-            "the objective moves its reference, but the state has no ref_params; begin with a copy "
-            "of the parameters there"
-        )
-    if draw_ahead is not None:
+    reference = reference_of(objective, state, ref_params)
+    if sampled is not None or draw_ahead is not None:
         check_ahead(objective)
     num_updates, rounds = num_minibatches * num_epochs, objective.max_sampling_rounds
 
@@ -132,7 +117,14 @@ def grpo_step(
     def anchors(rollout: Rollout) -> dict[str, Any]:
         params, temperature = state.params, sampling.temperature
         return anchor_arrays(
-            policy, objective, params, reference, rollout, num_updates, temperature=temperature
+            policy,
+            objective,
+            params,
+            reference,
+            rollout,
+            num_updates,
+            temperature=temperature,
+            micro_batch_tokens=micro_batch_tokens,
         )
 
     # 2 score [P, G], on the host
@@ -147,14 +139,14 @@ def grpo_step(
         return found | {"greedy_rewards": greedy}
 
     if rounds == 1:
-        rollout = cut(sampled or sample(0))  # to the longest completion
+        rollout = sampled or cut(sample(0))  # to the longest completion
         anchored = anchors(rollout)  # the device computes these while the host scores
         scored = scores(rollout)
         chosen = np.arange(len(scored["rewards"]))
     else:
         rollout, scored, chosen = groups_with_signal(sample, scores, max_rounds=rounds)
         anchored = anchors(rollout)
-    ahead = sample(1, draw_ahead) if draw_ahead else None
+    ahead = cut(sample(1, draw_ahead)) if draw_ahead else None
 
     # 3 normalise the rewards within each group
     batch = prepare(objective, rollout, **scored, **anchored, coefs=state.coefs)

@@ -16,6 +16,8 @@ class Config:
     """The embedded default, a Hugging Face model directory, or a hub id."""
     compute_dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """Of activations and matrix products; auto is bfloat16 on a GPU or TPU, float32 on a CPU."""
+    attention_kernels: bool = True
+    """Attention of prompts and of training by cuDNN (GPU) or splash (TPU), where they fit."""
     run_dir: str = ""
     """Where the run writes. Default: a new directory under runs/."""
     resume: bool = False
@@ -61,14 +63,15 @@ class Config:
     num_epochs: int = 1
     """Passes over a step's prompts."""
     sample_ahead: bool = False
-    """Samples the next step's completions before the update, and scores them during it: one step
-    off-policy, so the objective must have a sampler correction."""
+    """Samples the next step's completions before the update, and scores them on the host during it:
+    one step off-policy, so the objective must have a sampler correction. One rollout more is drawn
+    than trained on."""
     rows_at_once: int = 0
     """Completions decoded side by side, in whole groups, while the others wait; 0 chooses by the
-    memory. Changes memory, not results."""
+    memory. Changes results by rounding only."""
     micro_batch_tokens: int = 0
     """Tokens whose activations are held at once, in whole groups; 0 chooses by the memory. Changes
-    memory, not results."""
+    results by rounding only."""
 
     eval_questions: int = 100
     """Held-out questions asked before and after; 0 asks none."""

@@ -6,6 +6,7 @@ free lanes. Lanes come in a few shapes, and so do caches: few programs are compi
 """
 
 import functools
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -60,7 +61,7 @@ def sample_continuously(
     device between programs: not to be called inside `jax.jit`.
 
     Args:
-        policy: the network. Without a `repack`, this is `sample_groups`.
+        policy: the network. Without a `repack`, batches of prompts are sampled one after another.
         params: its parameters.
         prompts: P prompts.
         keys: [P] typed PRNG keys, one a prompt (`sampling.prompt_keys`).
@@ -73,7 +74,7 @@ def sample_continuously(
         As `sample_groups`, up to the rounding of matrix products of other shapes.
 
     Raises:
-        ValueError: `rows_at_once` is below the group size, or given for a policy without `repack`.
+        ValueError: `rows_at_once` is below the group size.
     """
     num_prompts, max_new_tokens = prompts.tokens.shape[0], sampling.max_new_tokens
     if rows_at_once and rows_at_once < group_size:
@@ -82,14 +83,9 @@ def sample_continuously(
             f"read once for its whole group: give at least {group_size}, or 0 for what fits"
         )
     if policy.repack is None:
-        if rows_at_once:
-            raise ValueError(
-                f"rows_at_once is {rows_at_once}, but the policy has no repack, by which a "
-                "completion takes another's place; give it one, or leave rows_at_once at 0"
-            )
-        return sample_groups(
-            policy, params, prompts, keys, group_size=group_size, sampling=sampling
-        )
+        at_once = rows_at_once // group_size or num_prompts
+        sample = functools.partial(sample_groups, group_size=group_size, sampling=sampling)
+        return _in_batches(functools.partial(sample, policy, params), prompts, keys, at_once)
     longest = max(max_new_tokens - 1, 1)  # nothing follows the last token
     kept = _kept.eval_shape(policy, params, prompts, group_size=group_size, num_tokens=longest)
     prefix, cache, logits = kept
@@ -121,21 +117,20 @@ def sample_continuously(
     prefix, new, drawn = read(0, at_once, drawn)
     lanes, places, *_ = moved([new], shape)
     prefix, cache = _begin(policy, prefix, places, width=width, capacity=capacity)
-    next_prompt, written = at_once, 0
+    next_prompt = at_once
     while lanes.alive.any() or next_prompt < num_prompts:
         waiting = next_prompt < num_prompts
-        steps = max_new_tokens if capacity == longest else capacity - written
+        steps = capacity - _most_tokens(lanes) + 1  # until the longest has filled its slots
         if waiting:
             goal = _Goal(width, shape[0] - read_together * lanes_of_group, 0, steps)
         elif len(shapes) > 1:
             goal = _Goal(shapes[1][1], shapes[1][0], _FEWEST_TOKENS, steps)
         else:
             goal = _Goal(1, -1, 0, steps)
-        on_device, cache, drawn, done, reached = _decode(
+        on_device, cache, drawn, reached = _decode(
             policy, params, prefix, lanes, cache, drawn, keys, goal, sampling=sampling
         )
-        lanes, done, reached = jax.device_get((on_device, done, reached))
-        written += int(done)
+        lanes, reached = jax.device_get((on_device, reached))
 
         parts, prefixes, wider = [lanes], [prefix], capacity
         if reached and waiting:
@@ -144,8 +139,8 @@ def sample_continuously(
             parts, prefixes = [lanes, new], [prefix, more]
         elif reached:
             shapes.pop(0)
-        if written >= capacity < longest:
-            wider = _capacity(written + 1, longest)
+        if _most_tokens(lanes) > capacity:
+            wider = _capacity(_most_tokens(lanes), longest)
         if (reached or wider > capacity) and any(part.alive.any() for part in parts):
             moves = moved(parts, shapes[0])
             prefix, cache = _move(policy, prefixes, cache, *moves[1:], capacity=wider)
@@ -203,8 +198,8 @@ def _decode(
     goal: _Goal,
     *,
     sampling: Sampling,
-) -> tuple[Lanes, Cache, Drawn, jax.Array, jax.Array]:
-    """Tokens of all lanes, one each at a time; also how many, and whether the goal was reached."""
+) -> tuple[Lanes, Cache, Drawn, jax.Array]:
+    """Tokens of all lanes, one each at a time; also whether lanes are free as wished."""
     keys_of_rows = row_keys(keys[lanes.prompt], lanes.member)
 
     def reached(lanes: Lanes) -> jax.Array:
@@ -226,8 +221,8 @@ def _decode(
         return step + 1, lanes, cache, drawn
 
     start = jnp.int32(0), lanes, cache, drawn
-    step, lanes, cache, drawn = jax.lax.while_loop(unfinished, decode, start)
-    return lanes, cache, drawn, step, reached(lanes)
+    _, lanes, cache, drawn = jax.lax.while_loop(unfinished, decode, start)
+    return lanes, cache, drawn, reached(lanes)
 
 
 def _draw(
@@ -294,6 +289,23 @@ def _kept(
     """For its shapes alone: what is kept of the prompts and of their completions; the logits."""
     prefix, hidden = policy.prefill(params, prompts.tokens, prompts.mask)
     return prefix, policy.init_cache(prefix, group_size, num_tokens), policy.unembed(params, hidden)
+
+
+def _in_batches(
+    sample: Callable[[Prompts, jax.Array], Rollout], prompts: Prompts, keys: jax.Array, size: int
+) -> Rollout:
+    """So many prompts at a time; the last batch repeats some to keep its shape."""
+    count = prompts.tokens.shape[0]
+    parts = []
+    for start in range(0, count, size):
+        which = np.arange(start, start + size) % count
+        parts.append(sample(*jax.tree.map(lambda x: x[which], (prompts, keys))))  # noqa: B023
+    return jax.tree.map(lambda *parts: jnp.concatenate(parts)[:count], *parts)
+
+
+def _most_tokens(lanes: Lanes) -> int:
+    """Of a completion that goes on."""
+    return int(np.where(lanes.alive, lanes.count, 0).max())
 
 
 def _num_bytes(tree: Prefix | Cache) -> int:

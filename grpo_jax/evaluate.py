@@ -73,7 +73,7 @@ def ask_held_out(
         keys,
         group_size=num_samples,
         sampling=sampling,
-        rows_at_once=max(_ROWS, num_samples) if policy.repack else 0,
+        rows_at_once=max(_ROWS, num_samples),
     )
     completions = decode_completions(rollout, tokenizer)
     rewards = np.asarray(score(completions), np.float64)

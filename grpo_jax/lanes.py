@@ -1,4 +1,4 @@
-"""Who is decoded where: lanes of rows, and how completions move between them. NumPy, on the host.
+"""Who is decoded where: lanes of rows, and how completions move between them.
 
 A lane holds up to g completions of one prompt, so that its prompt's keys and values are read once
 for all of them.
@@ -16,7 +16,8 @@ import numpy as np
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Lanes:
-    """N lanes of g rows, each of which decodes a completion or is idle.
+    """N lanes of g rows, each of which decodes a completion or is idle. On the device while tokens
+    are drawn, NumPy while the host moves them.
 
     Attributes:
         prompt: [N] int32, whose completions a lane holds; -1 for nobody's.
@@ -129,6 +130,8 @@ def halvings(
     shapes = [shape]
     for _ in range(most):
         num_lanes, width = shapes[-1]
+        if num_lanes * width == 1:
+            break
         if num_lanes == 1 or width > narrowest:
             shapes.append((num_lanes, -(-width // 2)))
         else:

@@ -1,7 +1,7 @@
 """A few widths for all lengths, so that nothing is compiled for each."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +10,7 @@ import numpy as np
 from grpo_jax.types import Rollout
 
 _HALVINGS = 3
+_PER_TOKEN = ("completion", "completion_mask", "sampler_log_probs", "support_log_mass", "support")
 
 
 def bucket(length: int, longest: int) -> int:
@@ -34,12 +35,22 @@ def cut(rollout: Rollout) -> Rollout:
     width = bucket(int(written.max(initial=0)) + 1, longest)
     if width == longest:
         return rollout
-    per_token = ("completion", "completion_mask", "sampler_log_probs", "support_log_mass")
-    changes = {name: getattr(rollout, name) for name in per_token}
-    changes = {name: x[:, :, :width] for name, x in changes.items() if x is not None}
-    if rollout.support is not None:
-        changes["support"] = rollout.support[:, :, :width]
-    return dataclasses.replace(rollout, **changes)
+    return _of_each_token(rollout, lambda x: x[:, :, :width])
+
+
+def widened(rollout: Rollout, width: int) -> Rollout:
+    """The opposite of `cut`: padding up to [P, G, width]."""
+
+    def padded(x: jax.Array) -> jax.Array:
+        return jnp.pad(x, [(0, width - x.shape[2] if axis == 2 else 0) for axis in range(x.ndim)])
+
+    return _of_each_token(rollout, padded)
+
+
+def _of_each_token(rollout: Rollout, change: Callable[[jax.Array], jax.Array]) -> Rollout:
+    arrays = {name: getattr(rollout, name) for name in _PER_TOKEN}
+    changed = {name: change(x) for name, x in arrays.items() if x is not None}
+    return dataclasses.replace(rollout, **changed)
 
 
 def concatenated(rollouts: Sequence[Rollout]) -> Rollout:

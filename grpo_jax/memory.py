@@ -5,6 +5,7 @@ would not repeat its bits.
 """
 
 import os
+from pathlib import Path
 
 import jax
 
@@ -16,6 +17,9 @@ _CPU_TOKENS = 1024
 """Where the products of a 135 M decoder on two cores are as fast as they get; beyond, only the
 memory grows, and with it the time that the system takes to hand it out."""
 _ACTIVATION_SHARE = 3
+_CONTAINER_LIMITS = tuple(
+    Path("/sys/fs/cgroup", name) for name in ("memory.max", "memory/memory.limit_in_bytes")
+)
 _DECODING_SHARE = 4
 """Part of the memory for keys and values; moving them takes as much again for a moment."""
 
@@ -24,9 +28,16 @@ def device_bytes() -> int:
     """Memory of one device: what the allocator may use on an accelerator, the machine's on CPU."""
     device = jax.local_devices()[0]
     limit = (device.memory_stats() or {}).get("bytes_limit")
-    if limit:
-        return int(limit)
-    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return int(limit) if limit else host_bytes()
+
+
+def host_bytes() -> int:
+    """The machine's memory, or what its container may use of it."""
+    found = [os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")]
+    for path in _CONTAINER_LIMITS:
+        if path.is_file() and path.read_text().strip().isdecimal():  # and not "max"
+            found.append(int(path.read_text()))
+    return min(found)
 
 
 def head_chunk_tokens(vocab_size: int) -> int:

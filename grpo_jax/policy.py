@@ -10,12 +10,13 @@ import jax.numpy as jnp
 
 from grpo_jax.memory import head_chunk_tokens
 from grpo_jax.ops.log_probs import TokenStats, chunked
+from grpo_jax.parts import in_parts, joined
 from grpo_jax.types import Params, Rollout
 
 Prefix = Any
 """What a network keeps of the prompts (keys and values [P, ...] per layer); a pytree."""
 Cache = Any
-"""What it keeps of the completions while decoding (T slots each, prompt not included); a pytree."""
+"""What it keeps of the completions while decoding (prompt not included); a pytree."""
 
 
 class Extend(Protocol):
@@ -39,9 +40,9 @@ class Policy:
         init_cache: (prefix, group_size, num_tokens) -> an empty cache of that many slots.
         repack: (cache, lanes [P', G'] int32, rows [P', G'] int32, kept [P', G'] bool, num_tokens)
             -> a cache whose completion [p, g] goes on from [lanes, rows][p, g] of the old one, or
-            is empty where not kept, with `num_tokens` slots, as many or more; more are asked for
-            only while no slot has been written twice. None where a network cannot: its finished
-            completions then keep their place (`continuous_batching`).
+            is empty where not kept, with `num_tokens` slots, enough for the longest. None where a
+            network cannot: its finished completions then keep their place
+            (`continuous_batching`).
     """
 
     prefill: Callable[[Params, jax.Array, jax.Array], tuple[Prefix, jax.Array]]
@@ -60,6 +61,7 @@ class Policy:
         "entropy_gradient",
         "with_sum_sq_probs",
         "chunk_tokens",
+        "groups_at_once",
     ),
 )
 def completion_log_probs(
@@ -72,6 +74,7 @@ def completion_log_probs(
     entropy_gradient: bool = False,
     with_sum_sq_probs: bool = False,
     chunk_tokens: int = 0,
+    groups_at_once: int = 0,
 ) -> TokenStats:
     """What a policy says of a rollout's completion tokens: old, reference and current alike.
 
@@ -84,6 +87,7 @@ def completion_log_probs(
         entropy_gradient: gradients flow through the entropy, too.
         with_sum_sq_probs: also the sum of squared probabilities at each token.
         chunk_tokens: tokens whose logits are held at once; 0 chooses by the memory of the machine.
+        groups_at_once: groups that go through the network together; 0 is all.
 
     Returns:
         `log_probs` [P, G, T] float32 in nats under the whole distribution, and what was asked for
@@ -98,6 +102,18 @@ def completion_log_probs(
             f"temperature is {temperature}; log-probabilities need one above 0 "
             "(temperature 0 is the greedy policy: sample with it, do not train on it)"
         )
+    if 0 < groups_at_once < len(rollout.prompt):
+        said = functools.partial(
+            completion_log_probs,
+            policy,
+            params,
+            temperature=temperature,
+            with_entropy=with_entropy,
+            entropy_gradient=entropy_gradient,
+            with_sum_sq_probs=with_sum_sq_probs,
+            chunk_tokens=chunk_tokens,
+        )
+        return joined(jax.lax.map(said, in_parts(rollout, groups_at_once)), len(rollout.prompt))
     prefix, last_hidden = policy.prefill(params, rollout.prompt, rollout.prompt_mask)
     num_prompts, group_size, num_tokens = rollout.completion.shape
     # The prompt predicts the first token; each token predicts the next; the last predicts none.

@@ -22,6 +22,7 @@ from grpo_jax.data import (
     train_questions,
 )
 from grpo_jax.evaluations import Evaluations
+from grpo_jax.lengths import cut, widened
 from grpo_jax.models.network import Network, pretrained
 from grpo_jax.not_finite import save_not_finite
 from grpo_jax.objectives.base import Objective
@@ -90,7 +91,11 @@ def run(
     directory = RunDirectory.reopen(config, weights) if config.resume else None
     if config.run_dir and not config.resume:
         check_unused(Path(config.run_dir))
-    network = pretrained(config.model, config.compute_dtype) if network is None else network
+    network = (
+        pretrained(config.model, config.compute_dtype, config.attention_kernels)
+        if network is None
+        else network
+    )
     if signal_reward is not None and signal_reward not in rewards:
         raise ValueError(
             f"signal_reward is {signal_reward!r}; it must be one of {', '.join(rewards)}"
@@ -149,7 +154,8 @@ class _Loop:
                 drop_long_prompts=config.drop_long_prompts,
             )
         position = 0
-        for _ in range(min(config.steps, _MAX_CHECKED // config.num_prompts + 1)):
+        drawn = config.steps + config.sample_ahead
+        for _ in range(min(drawn, _MAX_CHECKED // config.num_prompts + 1)):
             position = self._questions_at(position).position
 
     def _check_objective(self) -> None:
@@ -221,7 +227,7 @@ class _Loop:
         )
         found = checkpoints.restore_ahead(_of_completions(like))
         if found is not None:
-            self.ahead = groups, Rollout(prompts.tokens, prompts.mask, **found), None
+            self.ahead = groups, cut(Rollout(prompts.tokens, prompts.mask, **found)), None
 
     # -- one step ----------------------------------------------------------------------------
 
@@ -438,6 +444,8 @@ class _Loop:
                 "on it is off-policy and does not correct for that",
                 "yellow",
             )
+        if first and self._evaluates_at(first):  # if the run was cut off before it had
+            self._evaluate(first)
         with stop_signal() as stop:
             for step in range(first + 1, config.steps + 1):
                 history.append(self.step(ref_params))
@@ -448,15 +456,21 @@ class _Loop:
                     self._save()
                 if stop and step < config.steps:
                     return stop[0]
-                if config.eval_every and step % config.eval_every == 0 and step < config.steps:
+                if self._evaluates_at(step):
                     self._evaluate(step)
         return None
+
+    def _evaluates_at(self, step: int) -> bool:
+        every, last = self.config.eval_every, self.config.steps
+        return bool(every) and step % every == 0 and step < last
 
     def _evaluate(self, step: int) -> dict[str, float] | None:
         return self.evaluations and self.evaluations.at(step, self.state.params)
 
     def _save(self) -> None:
-        ahead = _of_completions(self.ahead[1]) if self.ahead else None
+        ahead = None
+        if self.ahead:
+            ahead = _of_completions(widened(self.ahead[1], self.config.max_new_tokens))
         self.checkpoints.save(self.state, self.place, ahead)
 
     def _keep_what_was_reached(self) -> None:

@@ -74,7 +74,11 @@ def load_source(source: str, experiment: str = "") -> Source:
             f"{source} was made by another version of {saved['experiment']}: {error}"
         ) from None
     own = getattr(trained, "network", None)
-    network = own(config) if own else pretrained(config.model, config.compute_dtype)
+    network = (
+        own(config)
+        if own
+        else pretrained(config.model, config.compute_dtype, config.attention_kernels)
+    )
     checkpoints = Checkpoints(checkpoints_directory)
     try:
         step, params = checkpoints.restore_params(network.shapes)

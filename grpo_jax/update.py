@@ -8,10 +8,10 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from grpo_jax import memory
 from grpo_jax.objectives.base import Objective
 from grpo_jax.objectives.choices import call, function_of
 from grpo_jax.objectives.measures import Measures, combined, metrics
+from grpo_jax.parts import groups_at_once, in_parts
 from grpo_jax.policy import Policy, completion_log_probs
 from grpo_jax.types import Batch, Params, TrainState
 
@@ -81,9 +81,8 @@ def update(
             f"{function_of(objective.surrogate).__name__} looks at all tokens of a step at once; "
             "take 0, or smaller steps (num_minibatches)"
         )
-    at_once = micro_batch_tokens or memory.micro_batch_tokens(state.params)
-    part_size = num_prompts if objective.of_the_whole_step else max(1, at_once // group_tokens)
-    in_parts = part_size < num_prompts
+    groups = groups_at_once(batch.rollout, state.params, micro_batch_tokens)
+    part_size = num_prompts if objective.of_the_whole_step else groups
     mask = batch.rollout.completion_mask if batch.mask is None else batch.mask
     if batch.weights is None:
         # From the mask of the whole step: parts of it then add up.
@@ -120,10 +119,10 @@ def update(
         return loss, jax.lax.stop_gradient(measured)
 
     grad_fn = jax.grad(loss_fn, has_aux=True)
-    if not in_parts:
+    if part_size >= num_prompts:
         grads, measured = grad_fn(state.params, batch)
     else:
-        parts = _micro_batches(batch, part_size)
+        parts = in_parts(batch, part_size)
 
         def accumulate(grads: Params, part: Batch):
             new, aux = grad_fn(state.params, part)
@@ -144,18 +143,3 @@ def update(
         (state.params, state.opt_state),
     )
     return dataclasses.replace(state, params=params, opt_state=opt_state), found
-
-
-def _micro_batches(batch: Batch, size: int) -> Batch:
-    """[P, ...] -> [number of parts, at most size, ...], as equal as can be; groups that fill up the
-    last part weigh 0."""
-    num_prompts = batch.advantages.shape[0]
-    num_parts = -(-num_prompts // size)
-    size = -(-num_prompts // num_parts)
-    padding = num_parts * size - num_prompts
-
-    def cut(x: jax.Array) -> jax.Array:
-        x = jnp.pad(x, [(0, padding)] + [(0, 0)] * (x.ndim - 1))
-        return x.reshape(num_parts, size, *x.shape[1:])
-
-    return jax.tree.map(cut, batch)

@@ -10,7 +10,7 @@ import numpy as np
 import optax
 import pytest
 
-from grpo_jax import objectives
+from grpo_jax import algorithm, objectives
 from grpo_jax.algorithm import grpo_step
 from grpo_jax.lengths import bucket
 from grpo_jax.ops import controllers, kl, references
@@ -333,6 +333,22 @@ def test_papers_with_needs_of_their_own_take_a_step_of_two_updates(objective, sc
     assert all(bool(found["finite"]) for found in result.metrics)
     assert not same(copied(result.state.params), copied(networks.params()))
     assert result.state.step == 1
+
+
+def test_the_device_is_given_the_reference_before_the_host_scores(monkeypatch):
+    events, anchors = [], algorithm.anchor_arrays
+
+    def noted(*args, **kwargs):
+        events.append("reference")
+        return anchors(*args, **kwargs)
+
+    def score(rollout):
+        events.append("score")
+        return odd_tokens(rollout)
+
+    monkeypatch.setattr(algorithm, "anchor_arrays", noted)
+    step(objectives.grpo(kl_coef=0.1), score=score, ref=networks.params(3))
+    assert events == ["reference", "score"]
 
 
 # -- nothing is compiled twice -------------------------------------------------------------------

@@ -4,11 +4,13 @@ import dataclasses
 import json
 import sys
 
+import jax
 import pytest
 
-from benchmarks import memory, step, train
+from benchmarks import decode, limits, memory, step, train
 from benchmarks.floors import Limits, Work
 from benchmarks.shapes import SHAPES
+from grpo_jax import policy
 
 TOY = SHAPES["toy"]
 
@@ -76,14 +78,45 @@ def test_training_is_compared_with_repeated_prompts(monkeypatch, capsys):
     assert found["speedup"] == found["repeated_update_seconds"] / found["update_seconds"]
 
 
-def test_logits_are_held_by_the_chunk():
-    """Four times the completions, the budget of tokens the same: no more is held for the head."""
+@pytest.mark.parametrize("change", [{"group_size": 32}, {"new_tokens": 64}, {"num_prompts": 8}])
+def test_logits_are_held_by_the_chunk(change, monkeypatch):
+    """Four times the tokens with the chunk the same; by groups and by length the update sees them
+    all at once."""
+    monkeypatch.setattr(policy, "head_chunk_tokens", lambda vocab_size: 32)
     wide = dataclasses.replace(TOY, vocab_size=65_536)
-    work = Work(wide, num_prompts=2, group_size=2, prompt_len=4, new_tokens=16)
-    large = dataclasses.replace(work, num_prompts=8)
+    work = Work(wide, num_prompts=2, group_size=8, prompt_len=4, new_tokens=16)
+    large = dataclasses.replace(work, **change)
     held, held_large = (
-        memory.planned_bytes(each, "float32", micro_batch_tokens=64)["temporary"]
+        memory.planned_bytes(each, "float32", micro_batch_tokens=10**6)["temporary"]
         for each in (work, large)
     )
-    more_logits = 4 * wide.vocab_size * (large.rows - work.rows) * work.new_tokens
+    more_logits = (
+        4 * wide.vocab_size * (large.rows * large.new_tokens - work.rows * work.new_tokens)
+    )
     assert held_large - held < 0.1 * more_logits
+    monkeypatch.setattr(policy, "head_chunk_tokens", lambda vocab_size: 10**6)
+    jax.clear_caches()
+    whole = memory.planned_bytes(large, "float32", micro_batch_tokens=10**6)["temporary"]
+    assert whole - held > 0.5 * more_logits  # that is what a head in one piece would hold
+    jax.clear_caches()
+
+
+@pytest.mark.parametrize("module", [decode, limits, memory])
+def test_the_last_line_is_one_json_object(module, monkeypatch, capsys):
+    for name in ("matrix_rate", "bandwidth", "few_rows_seconds", "in_order_seconds"):
+        monkeypatch.setattr(module, name, lambda *_: 1e-3, raising=False)
+    found = run(module, monkeypatch, capsys) if module is not limits else None
+    if module is limits:
+        monkeypatch.setattr(sys, "argv", ["benchmark"])
+        module.main()
+        found = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert {"date", "command", "device", "cores", "jax"} <= found.keys()
+
+
+def test_completions_that_end_are_compared_with_those_that_keep_their_place(monkeypatch, capsys):
+    monkeypatch.setattr(decode, "matrix_rate", lambda dtype: 1e11)
+    monkeypatch.setattr(decode, "bandwidth", lambda: 1e10)
+    found = run(decode, monkeypatch, capsys, "--mean-length", "2", "--rows-at-once", "2")
+    best = found["best"]
+    assert best["speedup"] == best["kept_place_seconds"] / best["seconds"]
+    assert 4 <= best["tokens"] < 16

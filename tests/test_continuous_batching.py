@@ -112,6 +112,15 @@ def test_prompts_that_wait_take_the_lanes_that_become_free(moves):
     assert set(refilled) == {12}
 
 
+def test_a_cache_grows_with_the_longest_completion_and_not_with_the_queue(moves):
+    sampling = dataclasses.replace(LONG, stop_ids=tuple(range(3, 30)))
+    plain, found = both(sampling, 12)
+    assert_token_for_token(plain, found)
+    longest = int(plain.completion_mask.sum(axis=-1).max())
+    assert longest < 30
+    assert max(capacity for *_, capacity in moves) <= 38  # a quarter of what may come
+
+
 def test_the_ring_of_slots_is_written_more_than_once(moves):
     """The last prompts are read when their lanes have long written more tokens than slots."""
     plain, found = both(dataclasses.replace(LONG, max_new_tokens=20), 6)
@@ -160,14 +169,55 @@ def test_few_programs_are_compiled_and_then_none():
     assert [function._cache_size() for function in functions] == compiled
 
 
-def test_a_policy_that_cannot_repack_samples_all_the_same():
+@pytest.mark.parametrize("rows_at_once", [0, 2, 5])
+def test_a_policy_that_cannot_repack_samples_in_batches(rows_at_once):
     policy = dataclasses.replace(POLICY, repack=None)
     prompts, keys = networks.prompts(), prompt_keys(jax.random.key(0), 0, 3)
     args = policy, PARAMS, prompts, keys
     plain = sample_groups(*args, group_size=2, sampling=SHORT)
-    assert_token_for_token(plain, sample_continuously(*args, group_size=2, sampling=SHORT))
-    with pytest.raises(ValueError, match="rows_at_once is 4, but the policy has no repack"):
-        sample_continuously(*args, group_size=2, sampling=SHORT, rows_at_once=4)
+    found = sample_continuously(*args, group_size=2, sampling=SHORT, rows_at_once=rows_at_once)
+    assert_token_for_token(plain, found)
+
+
+def test_what_a_place_held_before_does_not_reach_who_takes_it():
+    """Not even as a weight of 0 times a NaN."""
+    prompts = networks.prompts((3, 2))
+    prefix, _ = POLICY.prefill(PARAMS, prompts.tokens, prompts.mask)
+    tokens = jnp.ones([2, 2, 1], jnp.int32)
+    _, cache = POLICY.extend(PARAMS, prefix, tokens, POLICY.init_cache(prefix, 2, 4))
+    poisoned = dataclasses.replace(
+        cache,
+        keys=tuple(x.at[0].set(jnp.nan) for x in cache.keys),
+        values=tuple(x.at[0].set(jnp.nan) for x in cache.values),
+    )
+    kept = jnp.array([[False, False], [True, False]])
+    where = jnp.array([[0, 0], [1, 0]]), jnp.array([[0, 1], [1, 0]]), kept
+    found = [
+        POLICY.extend(PARAMS, prefix, tokens, POLICY.repack(c, *where, 6))[0]
+        for c in (cache, poisoned)
+    ]
+    np.testing.assert_array_equal(*found)
+    assert np.isfinite(found[0]).all()
+
+
+@pytest.mark.parametrize("more", [0, 1, 5])
+def test_a_ring_that_has_been_written_around_can_grow(more):
+    """Six tokens in four slots, of which the last three are a completion's."""
+    prompts = networks.prompts((3, 2))
+    prefix, _ = POLICY.prefill(PARAMS, prompts.tokens, prompts.mask)
+    tokens = jnp.arange(14, dtype=jnp.int32).reshape(2, 1, 7)
+    cache = POLICY.init_cache(prefix, 1, 4)
+    for t in range(3):
+        _, cache = POLICY.extend(PARAMS, prefix, tokens[:, :, t : t + 1], cache)
+    lane, row, none = jnp.array([[0], [1]]), jnp.zeros([2, 1], int), jnp.zeros([2, 1], bool)
+    cache = POLICY.repack(cache, lane, row, none, 4)  # others take the places
+    fresh = POLICY.init_cache(prefix, 1, 8)
+    for t in range(3, 7):
+        if t == 6:
+            cache = POLICY.repack(cache, lane, row, ~none, 4 + more)
+        found, cache = POLICY.extend(PARAMS, prefix, tokens[:, :, t : t + 1], cache)
+        wanted, fresh = POLICY.extend(PARAMS, prefix, tokens[:, :, t : t + 1], fresh)
+        np.testing.assert_allclose(found, wanted, atol=1e-5)
 
 
 def test_less_than_a_group_at_once_is_refused():

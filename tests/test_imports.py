@@ -122,9 +122,14 @@ def test_imports_run_downwards(name, tree):
             assert there == "rewards", f"{name} imports {imported}"
         if here in LEVEL and LEVEL[here] <= LEVEL["algorithm"]:
             # From the algorithm down nothing knows of configs, models, files or consoles.
-            assert there in LEVEL or there in ("types", "keys", "lengths", "lanes", "memory"), (
-                f"{name} imports {imported}"
-            )
+            assert there in LEVEL or there in (
+                "types",
+                "keys",
+                "lengths",
+                "lanes",
+                "memory",
+                "parts",
+            ), f"{name} imports {imported}"
 
 
 @pytest.mark.parametrize(("name", "tree"), MODULES, ids=[name for name, _ in MODULES])

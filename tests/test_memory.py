@@ -23,6 +23,14 @@ def test_the_memory_of_this_machine_is_a_number_of_bytes():
     assert memory.device_bytes() == memory.device_bytes()
 
 
+def test_a_container_may_have_less_than_the_machine(monkeypatch, tmp_path):
+    monkeypatch.setattr(memory, "_CONTAINER_LIMITS", (tmp_path / "none", tmp_path / "memory.max"))
+    whole = memory.host_bytes()
+    for text, found in [("1073741824\n", 2**30), ("max\n", whole), ("", whole)]:
+        (tmp_path / "memory.max").write_text(text)
+        assert memory.host_bytes() == found
+
+
 @pytest.mark.parametrize("gibibytes", [8, 24, 141])
 def test_a_chunk_of_logits_takes_its_share(gibibytes, machine):
     machine(gibibytes)
@@ -35,6 +43,12 @@ def test_a_chunk_of_logits_takes_its_share(gibibytes, machine):
 def test_a_chunk_is_never_empty(machine):
     machine(1)
     assert memory.head_chunk_tokens(10**7) == 16
+
+
+def test_groups_take_a_quarter_of_the_memory_while_they_are_decoded(machine):
+    machine(24)
+    assert memory.groups_in_memory(2**30) == 6
+    assert memory.groups_in_memory(2**40) == 1
 
 
 def test_micro_batches_grow_with_memory_and_shrink_with_the_network(machine):

@@ -131,6 +131,29 @@ def test_a_resumed_run_trains_on_what_was_sampled_ahead(tmp_path):
     assert max(map(abs, mismatch[1])) < 1e-5 < max(map(abs, mismatch[0]))
 
 
+def test_a_run_cut_off_between_checkpoints_has_what_was_sampled_ahead(tmp_path):
+    fields = FIELDS | {"eval_questions": 4, "eval_every": 2, "checkpoint_every": 2}
+    task, calls = toys.tasks.MaxOfThree(), []
+
+    def failing(question, completions):
+        calls.append(question)
+        if len(calls) == 60:
+            raise OSError("the disk of the judge is full")
+        return task.reward(question, completions)
+
+    toys.run(tmp_path / "whole", steps=6, **fields)
+    with pytest.raises(RewardError, match="judge is full"):
+        toys.run(tmp_path / "run", steps=6, rewards={task.name: failing}, **fields)
+    toys.run(tmp_path / "run", steps=6, resume=True, **fields)
+    toys.assert_same_run(tmp_path / "run", tmp_path / "whole", **fields)
+    evaluations = [
+        [{k: v for k, v in line.items() if k != "eval_time"} for line in lines]
+        for lines in (toys.lines(tmp_path / name, "evaluations.jsonl") for name in ("run", "whole"))
+    ]
+    assert evaluations[0] == evaluations[1]
+    assert [line["step"] for line in evaluations[0]] == [0, 2, 4, 6]
+
+
 def test_completions_are_scored_when_the_update_has_been_asked_for(monkeypatch, tmp_path):
     events, update, task = [], algorithm.update, toys.tasks.MaxOfThree()
 

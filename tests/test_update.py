@@ -199,3 +199,17 @@ def test_a_kl_term_needs_a_reference():
             group_size=2,
             sampling=SAMPLING,
         )
+
+
+@pytest.mark.parametrize("groups_at_once", [1, 2, 3, 7])
+def test_scoring_in_parts_is_scoring_the_whole(groups_at_once):
+    prompts = networks.prompts((5, 1, 3, 2, 4))
+    keys = prompt_keys(jax.random.key(1), 0, 5)
+    sampling = Sampling(max_new_tokens=6, stop_ids=(3, 4, 5), top_k=9, keep_support=True)
+    args = networks.POLICY, networks.params()
+    rollout = sample_groups(*args, prompts, keys, group_size=3, sampling=sampling)
+    asked = {"with_entropy": True, "with_sum_sq_probs": True, "temperature": 0.7}
+    whole = completion_log_probs(*args, rollout, **asked)
+    parts = completion_log_probs(*args, rollout, groups_at_once=groups_at_once, **asked)
+    for name, expected in whole._asdict().items():
+        np.testing.assert_allclose(getattr(parts, name), expected, atol=1e-5, err_msg=name)

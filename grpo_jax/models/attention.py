@@ -61,8 +61,7 @@ def group_attention(
     """One softmax over the prompt's keys, shared by the group, and each completion's own.
 
     The prompt's keys are contracted against as they are, never repeated for the G completions. Axes
-    are in the order in which both products are plain batches of matrix products: on a CPU, decoding
-    spends a fifth of the time in it that it takes with tokens before channels.
+    are in the order in which both products are plain batches of matrix products.
 
     Args:
         query: [P, G, S, K, R, H] float, the queries of S consecutive tokens.

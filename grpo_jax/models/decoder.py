@@ -126,6 +126,7 @@ class Block(nn.Module):
     """Attention and a gated MLP, each after a norm and added to its input."""
 
     config: DecoderConfig
+    kernels: bool = True
 
     def setup(self):
         c = self.config
@@ -168,7 +169,9 @@ class Block(nn.Module):
             write = jax.lax.dynamic_update_slice_in_dim
             keys, values = write(slots[0], keys, slot, 4), write(slots[1], values, slot, 3)
         query = query.reshape(*lead, c.num_kv_heads, -1, c.head_dim)
-        kernel = kernel_here(query, prefix[2].shape[1] if prefix else 0) if slots is None else None
+        kernel = None
+        if self.kernels and slots is None:
+            kernel = kernel_here(query, prefix[2].shape[1] if prefix else 0)
         if kernel is None:
             attended = group_attention(
                 query, keys, values, visible, *(prefix or (None, None, None))
@@ -189,12 +192,13 @@ class Decoder(nn.Module):
 
     config: DecoderConfig
     dtype: Any = jnp.float32
+    kernels: bool = True
 
     def setup(self):
         c = self.config
         normal = nn.initializers.normal(0.02)
         self.embedding = self.param("embedding", normal, (c.vocab_size, c.hidden_size))
-        self.layers = [Block(c) for _ in range(c.num_layers)]
+        self.layers = [Block(c, self.kernels) for _ in range(c.num_layers)]
         self.norm = self.param("norm", nn.initializers.ones, (c.hidden_size,))
         if not c.tie_embeddings:
             self.head = self.param("head", normal, (c.vocab_size, c.hidden_size))
@@ -246,7 +250,7 @@ class Decoder(nn.Module):
 
 
 @functools.cache
-def decoder_policy(config: DecoderConfig, dtype: str = "float32") -> Policy:
+def decoder_policy(config: DecoderConfig, dtype: str = "float32", kernels: bool = True) -> Policy:
     """The decoder as the four functions that the algorithm asks for.
 
     The same object for the same shape, so that what was compiled for it serves again.
@@ -256,8 +260,9 @@ def decoder_policy(config: DecoderConfig, dtype: str = "float32") -> Policy:
         dtype: of activations, of the cache and of the factors of matrix products, "float32" or
             "bfloat16". Parameters and their gradients keep the type of the parameters; norms,
             softmax and logits are float32 in either.
+        kernels: attention by a flash kernel where the platform has one that fits (`flash`).
     """
-    model = Decoder(config, jnp.dtype(dtype))
+    model = Decoder(config, jnp.dtype(dtype), kernels)
 
     def init_cache(prefix: Prefix, group_size: int, num_tokens: int) -> Cache:
         leading = (prefix.mask.shape[0], config.num_kv_heads, group_size)
@@ -276,12 +281,14 @@ def decoder_policy(config: DecoderConfig, dtype: str = "float32") -> Policy:
         cache: Cache, lanes: jax.Array, rows: jax.Array, kept: jax.Array, num_tokens: int
     ) -> Cache:
         channel = jnp.arange(config.num_kv_heads)[None, :, None]
-        more = num_tokens - cache.capacity
+        age = (cache.clock - 1 - jnp.arange(num_tokens)) % num_tokens
+        slot = (cache.clock - 1 - age) % cache.capacity  # where the token is that a new slot gets
 
         def taken(x: jax.Array, slots: int) -> jax.Array:
             x = x[lanes[:, None], channel, rows[:, None]]
-            widths = [(0, more if axis == slots else 0) for axis in range(x.ndim)]
-            return jnp.pad(x, widths) if more else x
+            # What was there before is masked, but a weight of 0 times a NaN would not be 0.
+            x = jnp.where(kept[:, None, :, None, None], x, 0)
+            return x if num_tokens == cache.capacity else jnp.take(x, slot, axis=slots)
 
         return Cache(
             tuple(taken(x, 4) for x in cache.keys),

@@ -61,7 +61,10 @@ def kernel_for(
     """
     dtype = jnp.dtype(dtype)
     if platform in ("gpu", "cuda"):
-        capability = tuple(int(number) for number in compute_capability.split("."))
+        numbers = compute_capability.split(".")
+        if not all(number.isdecimal() for number in numbers):  # AMD's, as gfx90a
+            return None
+        capability = tuple(map(int, numbers))
         # cuDNN's rules (jax/_src/cudnn/fused_attention_stablehlo.py): half precision; whole
         # multiples of 8 channels, 128 of them before Hopper; even lengths, to which the kernel
         # pads. The flash kernels need Ampere. float16 is left out: its range is too short for

@@ -40,7 +40,7 @@ class Network:
     export: Callable[[Params, Path], None] | None = None
 
 
-def pretrained(model: str, compute_dtype: str = "auto") -> Network:
+def pretrained(model: str, compute_dtype: str = "auto", attention_kernels: bool = True) -> Network:
     """The embedded default, a local Hugging Face directory, or a hub id.
 
     Weights are not read before `load` is called.
@@ -50,6 +50,7 @@ def pretrained(model: str, compute_dtype: str = "auto") -> Network:
         compute_dtype: of activations and products, "float32" or "bfloat16"; "auto" takes bfloat16
             on a GPU or TPU, and float32 on a CPU, which is slower in bfloat16. Parameters are
             float32 in any case.
+        attention_kernels: as `decoder_policy` has it.
 
     Raises:
         ValueError: no such model, or a directory that cannot be used; says why and what works.
@@ -65,7 +66,7 @@ def pretrained(model: str, compute_dtype: str = "auto") -> Network:
     shapes = param_shapes(config)
     dtype = _computed_in(compute_dtype)
     return Network(
-        policy=decoder_policy(config, dtype),
+        policy=decoder_policy(config, dtype, attention_kernels),
         tokenizer=tokenizer,
         load=lambda: hf.load_params(directory, config),
         shapes=shapes,
@@ -75,12 +76,17 @@ def pretrained(model: str, compute_dtype: str = "auto") -> Network:
 
 
 def from_scratch(
-    config: DecoderConfig, tokenizer: Tokenizer, *, seed: int, compute_dtype: str = "auto"
+    config: DecoderConfig,
+    tokenizer: Tokenizer,
+    *,
+    seed: int,
+    compute_dtype: str = "auto",
+    attention_kernels: bool = True,
 ) -> Network:
-    """A small decoder with random parameters, for toys and tests; `compute_dtype` as above."""
+    """A small decoder with random parameters, for toys and tests; the rest as above."""
     shapes, dtype = param_shapes(config), _computed_in(compute_dtype)
     return Network(
-        policy=decoder_policy(config, dtype),
+        policy=decoder_policy(config, dtype, attention_kernels),
         tokenizer=tokenizer,
         load=lambda: init_params(config, stream_key(seed, INITIAL)),
         shapes=shapes,
