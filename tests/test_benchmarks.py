@@ -7,7 +7,7 @@ import sys
 import jax
 import pytest
 
-from benchmarks import decode, limits, memory, step, train
+from benchmarks import decode, decode_parts, limits, memory, step, train
 from benchmarks.floors import Limits, Work
 from benchmarks.shapes import SHAPES
 from grpo_jax import policy
@@ -101,7 +101,7 @@ def test_logits_are_held_by_the_chunk(change, monkeypatch):
     jax.clear_caches()
 
 
-@pytest.mark.parametrize("module", [decode, limits, memory])
+@pytest.mark.parametrize("module", [decode, decode_parts, limits, memory])
 def test_the_last_line_is_one_json_object(module, monkeypatch, capsys):
     for name in ("matrix_rate", "bandwidth", "few_rows_seconds", "in_order_seconds"):
         monkeypatch.setattr(module, name, lambda *_: 1e-3, raising=False)
