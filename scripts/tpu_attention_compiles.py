@@ -1,4 +1,4 @@
-"""Compiles the splash attention of `models/flash.py` for TPUs, without having one.
+"""Compiles the splash attention of `models/flash_splash.py` for TPUs, without having one.
 
     pip install "jax[tpu]"    # libtpu holds the compiler; 0.6 GB
     python scripts/tpu_attention_compiles.py --topology v5e:2x2

@@ -160,10 +160,12 @@ def test_few_programs_are_compiled_and_then_none():
     functions = [
         getattr(continuous_batching, name) for name in ("_read", "_begin", "_decode", "_move")
     ]
+    none = [function._cache_size() for function in functions]
     sampling = dataclasses.replace(SHORT, max_new_tokens=150, pad_id=4)
     for key in range(4):
         both(sampling, 24, key=key)
     compiled = [function._cache_size() for function in functions]
+    assert all(after - before <= 8 for before, after in zip(none, compiled, strict=True))
     for key in range(4, 8):
         both(sampling, 24, key=key)
     assert [function._cache_size() for function in functions] == compiled

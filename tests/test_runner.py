@@ -289,6 +289,23 @@ def test_sampling_scoring_and_update_are_traced_and_compiled_once(fields, scorin
     assert [b - a for a, b in zip(before, after, strict=True)] == [1, 1, 1, 0, scorings, 1]
 
 
+def test_how_many_rows_are_decoded_at_once_does_not_change_what_is_drawn(tmp_path):
+    for rows in (0, 4, 8):
+        toys.run(tmp_path / str(rows), steps=2, rows_at_once=rows, **ONE_UPDATE)
+    texts = [
+        [line["completions"] for line in toys.lines(tmp_path / str(rows), "completions.jsonl")]
+        for rows in (0, 4, 8)
+    ]
+    assert len(texts[0]) == 8
+    assert texts[0] == texts[1] == texts[2]
+
+
+def test_fewer_rows_at_once_than_a_group_are_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"rows_at_once.* at least the group size, 4"):
+        toys.run(tmp_path / "run", rows_at_once=3)
+    assert not (tmp_path / "run").exists()
+
+
 # -- what is computed, and what is not -----------------------------------------------------------
 
 

@@ -5,6 +5,7 @@ K key/value heads, R query heads to each, H channels a head.
 
 import functools
 
+import chex
 import jax
 import jax.numpy as jnp
 
@@ -103,3 +104,25 @@ def group_attention(
     ]
     out = functools.reduce(jnp.add, attended) / total
     return out.astype(values.dtype).transpose(0, 2, 3, 1, 4, 5)
+
+
+def check_kernel_shapes(
+    query: jax.Array,
+    keys: jax.Array,
+    values: jax.Array,
+    prompt_keys: jax.Array | None,
+    prompt_values: jax.Array | None,
+    prompt_mask: jax.Array | None,
+) -> None:
+    """Raises AssertionError unless the shapes are those that a kernel in the place of
+    `group_attention` takes: tokens before channels, and slots that are the queries' own."""
+    chex.assert_rank(query, 6)
+    num_prompts, group_size, num_queries, kv_heads, _, head_dim = query.shape
+    own = (num_prompts, group_size, kv_heads, num_queries, head_dim)
+    chex.assert_shape([keys, values], own)
+    chex.assert_equal(prompt_keys is None, prompt_mask is None)
+    chex.assert_equal(prompt_keys is None, prompt_values is None)
+    if prompt_keys is not None:
+        prompt = (num_prompts, kv_heads, prompt_keys.shape[2], head_dim)
+        chex.assert_shape([prompt_keys, prompt_values], prompt)
+        chex.assert_shape(prompt_mask, (num_prompts, prompt[2]))

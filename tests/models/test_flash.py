@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from grpo_jax.models import flash
+from grpo_jax.models import flash, flash_cudnn, flash_splash
 from grpo_jax.models.attention import group_attention
 
 # P, G, S, K, R, H, and the prompts' lengths of L = 5; the second prompt is empty. S and L are odd,
@@ -112,8 +112,8 @@ def close(found, wanted, **tolerances):
         )
 
 
-merged_plain = functools.partial(flash.merged_group_attention, part=plain_part)
-merged_xla = functools.partial(flash.merged_group_attention, part=xla_part)
+merged_plain = functools.partial(flash_cudnn.merged_group_attention, part=plain_part)
+merged_xla = functools.partial(flash_cudnn.merged_group_attention, part=xla_part)
 
 
 def test_merging_is_exact_in_float64():
@@ -230,7 +230,7 @@ def test_cudnn_path_with_its_two_calls_emulated(emulated_cudnn, prompt):
     args = arguments(dtype=jnp.bfloat16, loud=3.0)
     args = args if prompt else [*args[:3], None]
     wide = [x.astype(jnp.float32) for x in args[:-1]]
-    found = value_and_gradients(flash.merged_group_attention, args)
+    found = value_and_gradients(flash_cudnn.merged_group_attention, args)
     wanted = value_and_gradients(reference, [*wide, args[-1]])
     assert found[0].dtype == jnp.bfloat16
     # Of numbers up to 10, rounded some three times to 8 bits.
@@ -242,14 +242,14 @@ def test_the_log_sum_exp_is_not_rounded(emulated_cudnn, monkeypatch):
     query, keys, values, *_ = arguments(dtype=jnp.bfloat16, loud=10.0)
     query = query[:, 0, :6].reshape(3, 6, 6, 8)
     key, value = (x[:, 0, :, :6].swapaxes(1, 2) for x in (keys, values))
-    _, lse = flash._attend(flash.cudnn_part, False, query, key, value, None)
+    _, lse = flash_cudnn._attend(flash_cudnn.cudnn_part, False, query, key, value, None)
     wide = [x.astype(jnp.float32) for x in (query, key, value)]
     _, exact = plain_part(*wide, None, is_causal=False)
     assert lse.dtype == jnp.float32
     np.testing.assert_allclose(lse, exact, rtol=1e-6)
     # Where a gradient keeps nothing of the sort, the rounded number is what there is.
     monkeypatch.setattr(jax.tree, "leaves", lambda tree: [])
-    _, rounded = flash._attend(flash.cudnn_part, False, query, key, value, None)
+    _, rounded = flash_cudnn._attend(flash_cudnn.cudnn_part, False, query, key, value, None)
     np.testing.assert_allclose(rounded, exact, rtol=2**-8)
     assert np.abs(rounded - exact).max() > 1e-3
 
@@ -268,7 +268,7 @@ def test_splash_is_group_attention(name):
     lengths = (width - 7, 0) if width else (0, 0)
     args = arguments((2, g, s, k, r, h), lengths, width)
     args = args if width else [*args[:3], None]
-    splash = functools.partial(flash.splash_group_attention, interpret=True)
+    splash = functools.partial(flash_splash.splash_group_attention, interpret=True)
     found = value_and_gradients(splash, args)
     # Sums of float32 in another order; a gradient of a key sums over all queries of a group.
     close(found, value_and_gradients(reference, args), rtol=1e-4, atol=2e-5)
@@ -276,15 +276,17 @@ def test_splash_is_group_attention(name):
 
 def test_splash_tables_survive_the_trace_that_made_them():
     args = arguments((1, 2, 128, 1, 1, 64), (9,), 9)
-    flash._splash_kernel.cache_clear()
-    splash = functools.partial(flash.splash_group_attention, interpret=True)
+    flash_splash._splash_kernel.cache_clear()
+    splash = functools.partial(flash_splash.splash_group_attention, interpret=True)
     first = jax.jit(lambda *args: splash(*args))(*args)
     again = jax.jit(lambda *args: splash(*args) + 0)(*args)
-    assert flash._splash_kernel.cache_info().hits == 1
+    assert flash_splash._splash_kernel.cache_info().hits == 1
     close([first, again], [reference(*args)] * 2, rtol=1e-4, atol=2e-5)
 
 
-@pytest.mark.parametrize("attention", [flash.merged_group_attention, flash.splash_group_attention])
+@pytest.mark.parametrize(
+    "attention", [flash_cudnn.merged_group_attention, flash_splash.splash_group_attention]
+)
 def test_shapes_are_checked(attention):
     query, keys, *rest = arguments()
     with pytest.raises(AssertionError):
@@ -299,18 +301,22 @@ BF16 = {"dtype": jnp.bfloat16, "head_dim": 128, "num_queries": 1024}
 @pytest.mark.parametrize(
     ("platform", "changes", "kernel"),
     [
-        ("gpu", {}, flash.merged_group_attention),
-        ("cuda", {"num_queries": 77, "prompt_len": 3}, flash.merged_group_attention),
+        ("gpu", {}, flash_cudnn.merged_group_attention),
+        ("cuda", {"num_queries": 77, "prompt_len": 3}, flash_cudnn.merged_group_attention),
         ("gpu", {"num_queries": 1}, None),
         ("gpu", {"dtype": jnp.float32}, None),
         ("gpu", {"dtype": jnp.float16}, None),
         ("gpu", {"head_dim": 60}, None),
         ("gpu", {"head_dim": 256}, None),
-        ("gpu", {"head_dim": 256, "compute_capability": "9.0"}, flash.merged_group_attention),
-        ("gpu", {"head_dim": 256, "compute_capability": "10.0"}, flash.merged_group_attention),
+        ("gpu", {"head_dim": 256, "compute_capability": "9.0"}, flash_cudnn.merged_group_attention),
+        (
+            "gpu",
+            {"head_dim": 256, "compute_capability": "10.0"},
+            flash_cudnn.merged_group_attention,
+        ),
         ("gpu", {"compute_capability": "7.5"}, None),
-        ("tpu", {"group_size": 16, "prompt_len": 512}, flash.splash_group_attention),
-        ("tpu", {"dtype": jnp.float32}, flash.splash_group_attention),
+        ("tpu", {"group_size": 16, "prompt_len": 512}, flash_splash.splash_group_attention),
+        ("tpu", {"dtype": jnp.float32}, flash_splash.splash_group_attention),
         ("tpu", {"dtype": jnp.float16}, None),
         ("tpu", {"head_dim": 60}, None),
         ("tpu", {"head_dim": 512}, None),
