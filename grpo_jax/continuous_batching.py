@@ -200,6 +200,7 @@ def _decode(
     sampling: Sampling,
 ) -> tuple[Lanes, Cache, Drawn, jax.Array]:
     """Tokens of all lanes, one each at a time; also whether lanes are free as wished."""
+    params = policy.read_often(params)
     keys_of_rows = row_keys(keys[lanes.prompt], lanes.member)
 
     def reached(lanes: Lanes) -> jax.Array:

@@ -43,6 +43,8 @@ class Policy:
             is empty where not kept, with `num_tokens` slots, enough for the longest. None where a
             network cannot: its finished completions then keep their place
             (`continuous_batching`).
+        cast: params -> params in the types that products read them in, done once before a loop
+            reads them for each token. None where they are read as they are.
     """
 
     prefill: Callable[[Params, jax.Array, jax.Array], tuple[Prefix, jax.Array]]
@@ -50,6 +52,11 @@ class Policy:
     unembed: Callable[[Params, jax.Array], jax.Array]
     init_cache: Callable[[Prefix, int, int], Cache]
     repack: Callable[[Cache, jax.Array, jax.Array, jax.Array, int], Cache] | None = None
+    cast: Callable[[Params], Params] | None = None
+
+    def read_often(self, params: Params) -> Params:
+        """The parameters cast, and kept from being cast again in each round of a loop."""
+        return jax.lax.optimization_barrier(self.cast(params)) if self.cast else params
 
 
 @functools.partial(

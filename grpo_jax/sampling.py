@@ -93,6 +93,7 @@ def sample_groups(
     Returns:
         P groups of G completions, with the log-probabilities that they were drawn with.
     """
+    params = policy.read_often(params)
     shape = (prompts.tokens.shape[0], group_size, sampling.max_new_tokens)
     prefix, last_hidden = policy.prefill(params, prompts.tokens, prompts.mask)
     cache = policy.init_cache(prefix, group_size, sampling.max_new_tokens - 1)

@@ -297,6 +297,10 @@ def decoder_policy(config: DecoderConfig, dtype: str = "float32", kernels: bool 
             cache.clock,
         )
 
+    def cast(params: Params) -> Params:
+        """Matrices alone: norms multiply in float32."""
+        return jax.tree.map(lambda x: x.astype(model.dtype) if x.ndim == 2 else x, params)
+
     def method(name: str) -> Any:
         return lambda params, *args: model.apply({"params": params}, *args, method=name)
 
@@ -308,6 +312,7 @@ def decoder_policy(config: DecoderConfig, dtype: str = "float32", kernels: bool 
         unembed=method("unembed"),
         init_cache=init_cache,
         repack=repack,
+        cast=None if model.dtype == jnp.float32 else cast,
     )
 
 

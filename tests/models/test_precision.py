@@ -40,6 +40,22 @@ def test_cache_and_prefix_are_of_the_compute_type():
     assert HALF.unembed(networks.params(), hidden).dtype == jnp.float32
 
 
+def test_weights_cast_once_are_those_cast_at_each_product(rollout):
+    each_time = sample_groups(
+        dataclasses.replace(HALF, cast=None),
+        networks.params(),
+        networks.prompts((5, 2)),
+        prompt_keys(jax.random.key(0), 0, 2),
+        group_size=3,
+        sampling=Sampling(max_new_tokens=6),
+    )
+    for ours, other in zip(*map(jax.tree.leaves, (rollout, each_time)), strict=True):
+        np.testing.assert_array_equal(ours, other)
+    types = {x.dtype for x in jax.tree.leaves(HALF.cast(networks.params())) if x.ndim == 2}
+    assert types == {jnp.dtype(jnp.bfloat16)}
+    assert networks.POLICY.cast is None  # whole parameters are read as they are
+
+
 def test_sampler_and_scorer_agree(rollout):
     scored = completion_log_probs(HALF, networks.params(), rollout).log_probs
     assert scored.dtype == jnp.float32
