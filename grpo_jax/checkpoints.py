@@ -14,6 +14,8 @@ import orbax.checkpoint as ocp
 
 from grpo_jax.types import Params, TrainState
 
+_OF_ARRAYS = ("params", "rest", "ahead")
+
 
 class Checkpoints:
     """The checkpoints of a run, by step.
@@ -25,7 +27,12 @@ class Checkpoints:
 
     def __init__(self, directory: Path, *, keep: int = 2):
         options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=True)
-        self._manager = ocp.CheckpointManager(directory.absolute(), options=options)
+        # By name, or Orbax warns of items that it reads for the first time.
+        handlers: Any = {name: ocp.StandardCheckpointHandler() for name in _OF_ARRAYS}
+        handlers["place"] = ocp.JsonCheckpointHandler()
+        self._manager = ocp.CheckpointManager(
+            directory.absolute(), options=options, item_handlers=handlers
+        )
 
     def save(self, state: TrainState, place: dict[str, Any], ahead: Any = None) -> None:
         """Starts to save; the state may be donated right after.

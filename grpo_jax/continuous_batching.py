@@ -61,7 +61,8 @@ def sample_continuously(
     device between programs: not to be called inside `jax.jit`.
 
     Args:
-        policy: the network. Without a `repack`, batches of prompts are sampled one after another.
+        policy: the network. Without a `repack`, batches of `rows_at_once` are sampled one after
+            another, each to its end; or all prompts at once.
         params: its parameters.
         prompts: P prompts.
         keys: [P] typed PRNG keys, one a prompt (`sampling.prompt_keys`).
@@ -83,7 +84,7 @@ def sample_continuously(
             f"read once for its whole group: give at least {group_size}, or 0 for what fits"
         )
     if policy.repack is None:
-        at_once = rows_at_once // group_size or num_prompts
+        at_once = min(num_prompts, rows_at_once // group_size or num_prompts)
         sample = functools.partial(sample_groups, group_size=group_size, sampling=sampling)
         return _in_batches(functools.partial(sample, policy, params), prompts, keys, at_once)
     longest = max(max_new_tokens - 1, 1)  # nothing follows the last token

@@ -106,6 +106,7 @@ def evaluate(
         `eval/num_samples`; and the greedy answers.
     """
     found: dict[str, float] = {}
+    sampling = dataclasses.replace(sampling, keep_support=False)  # nothing is trained on these
     greedy = dataclasses.replace(sampling, temperature=0.0)
     answers = None
     for name, how, count in (("sampled", sampling, num_samples), ("greedy", greedy, 1)):

@@ -47,7 +47,7 @@ def head_chunk_tokens(vocab_size: int) -> int:
 
 def groups_in_memory(group_bytes: int) -> int:
     """How many groups are decoded at once, of which each keeps so many bytes; at least one."""
-    return max(1, device_bytes() // _DECODING_SHARE // group_bytes)
+    return max(1, device_bytes() // _DECODING_SHARE // max(1, group_bytes))
 
 
 def micro_batch_tokens(params: Params) -> int:

@@ -1,6 +1,6 @@
 """Batches cut into parts of whole groups, so that few activations are held at once."""
 
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -26,17 +26,22 @@ def groups_at_once(rollout: Rollout, params: Params, num_tokens: int) -> int:
 
 
 def in_parts(tree: Tree, size: int) -> Tree:
-    """[P, ...] -> [number of parts, at most size, ...], as equal as can be; the last is filled up
-    with zeros, and so with groups whose mask and weights are 0."""
+    """[P, ...] -> [number of parts, at most size, ...], as equal as can be.
+
+    The last is filled up with groups of the last prompt (a network of somebody's own may divide by
+    the length of a prompt) in which all else is 0, masks and weights too.
+    """
     count = jax.tree.leaves(tree)[0].shape[0]
     num_parts = -(-count // size)
     size = -(-count // num_parts)
 
-    def cut(x: jax.Array) -> jax.Array:
-        x = jnp.pad(x, [(0, num_parts * size - count)] + [(0, 0)] * (x.ndim - 1))
+    def cut(path: Any, x: jax.Array) -> jax.Array:
+        widths = [(0, num_parts * size - count)] + [(0, 0)] * (x.ndim - 1)
+        of_prompt = getattr(path[-1], "name", "") in ("prompt", "prompt_mask")
+        x = jnp.pad(x, widths, mode="edge" if of_prompt else "constant")
         return x.reshape(num_parts, size, *x.shape[1:])
 
-    return jax.tree.map(cut, tree)
+    return jax.tree.map_with_path(cut, tree)
 
 
 def joined(tree: Tree, count: int) -> Tree:

@@ -40,9 +40,10 @@ class Policy:
         init_cache: (prefix, group_size, num_tokens) -> an empty cache of that many slots.
         repack: (cache, lanes [P', G'] int32, rows [P', G'] int32, kept [P', G'] bool, num_tokens)
             -> a cache whose completion [p, g] goes on from [lanes, rows][p, g] of the old one, or
-            is empty where not kept, with `num_tokens` slots, enough for the longest. None where a
-            network cannot: its finished completions then keep their place
-            (`continuous_batching`).
+            is empty where not kept, with `num_tokens` slots, enough for the longest. An empty place
+            is as `init_cache` makes it and may go to another prompt's completion, so nothing of a
+            prompt lives in the cache alone: `extend` has its prefix. None where a network cannot:
+            its finished completions then keep their place (`continuous_batching`).
         cast: params -> params in the types that products read them in, done once before a loop
             reads them for each token. None where they are read as they are.
     """
@@ -102,13 +103,16 @@ def completion_log_probs(
         sampled from (`drawn` is then renormalised over it). All are 0 outside `completion_mask`.
 
     Raises:
-        ValueError: `temperature` is not positive (the greedy policy has no finite ones).
+        ValueError: `temperature` is not positive (the greedy policy has no finite ones), or
+            `groups_at_once` negative.
     """
     if not temperature > 0:
         raise ValueError(
             f"temperature is {temperature}; log-probabilities need one above 0 "
             "(temperature 0 is the greedy policy: sample with it, do not train on it)"
         )
+    if groups_at_once < 0:
+        raise ValueError(f"groups_at_once is {groups_at_once}; it must be at least 1, or 0 for all")
     if 0 < groups_at_once < len(rollout.prompt):
         said = functools.partial(
             completion_log_probs,

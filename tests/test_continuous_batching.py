@@ -11,6 +11,7 @@ import pytest
 from grpo_jax import continuous_batching
 from grpo_jax.continuous_batching import sample_continuously
 from grpo_jax.models.decoder import decoder_policy, init_params
+from grpo_jax.policy import Policy
 from grpo_jax.sampling import Sampling, prompt_keys, sample_groups
 
 CONFIG = dataclasses.replace(networks.CONFIG, num_layers=1, num_heads=2, num_kv_heads=1)
@@ -171,7 +172,7 @@ def test_few_programs_are_compiled_and_then_none():
     assert [function._cache_size() for function in functions] == compiled
 
 
-@pytest.mark.parametrize("rows_at_once", [0, 2, 5])
+@pytest.mark.parametrize("rows_at_once", [0, 2, 5, 2000])
 def test_a_policy_that_cannot_repack_samples_in_batches(rows_at_once):
     policy = dataclasses.replace(POLICY, repack=None)
     prompts, keys = networks.prompts(), prompt_keys(jax.random.key(0), 0, 3)
@@ -179,6 +180,19 @@ def test_a_policy_that_cannot_repack_samples_in_batches(rows_at_once):
     plain = sample_groups(*args, group_size=2, sampling=SHORT)
     found = sample_continuously(*args, group_size=2, sampling=SHORT, rows_at_once=rows_at_once)
     assert_token_for_token(plain, found)
+
+
+def test_a_policy_that_keeps_nothing_is_sampled_all_at_once():
+    policy = Policy(
+        prefill=lambda params, tokens, mask: ((), params["embedding"][tokens[:, -1]]),
+        extend=lambda params, prefix, tokens, cache=None: (params["embedding"][tokens], cache),
+        unembed=lambda params, hidden: hidden @ params["embedding"].T,
+        init_cache=lambda prefix, group_size, num_tokens: (),
+        repack=lambda cache, *_: cache,
+    )
+    args = policy, PARAMS, networks.prompts(), prompt_keys(jax.random.key(0), 0, 3)
+    plain = sample_groups(*args, group_size=2, sampling=SHORT)
+    assert_token_for_token(plain, sample_continuously(*args, group_size=2, sampling=SHORT))
 
 
 def test_what_a_place_held_before_does_not_reach_who_takes_it():

@@ -300,6 +300,13 @@ def test_how_many_rows_are_decoded_at_once_does_not_change_what_is_drawn(tmp_pat
     assert texts[0] == texts[1] == texts[2]
 
 
+def test_a_run_that_keeps_the_support_evaluates(tmp_path):
+    fields = {"top_k": 5, "keep_support": True, "eval_questions": 4, "eval_every": 1}
+    toys.run(tmp_path / "run", steps=2, **ONE_UPDATE | fields)
+    asked = toys.lines(tmp_path / "run", "evaluations.jsonl")
+    assert [line["step"] for line in asked] == [0, 1, 2]
+
+
 def test_fewer_rows_at_once_than_a_group_are_refused(tmp_path):
     with pytest.raises(ValueError, match=r"rows_at_once.* at least the group size, 4"):
         toys.run(tmp_path / "run", rows_at_once=3)

@@ -118,10 +118,11 @@ def shared_optimizer(monkeypatch):
     monkeypatch.setattr(runner, "make_optimizer", toys.make_optimizer)
 
 
-def test_a_resumed_run_trains_on_what_was_sampled_ahead(tmp_path):
+def test_a_resumed_run_trains_on_what_was_sampled_ahead(tmp_path, caplog):
     toys.run(tmp_path / "whole", steps=8, **FIELDS)
     toys.run(tmp_path / "run", steps=3, **FIELDS)
     toys.run(tmp_path / "run", steps=8, resume=True, **FIELDS)
+    assert "could not be restored" not in caplog.text
     toys.assert_same_run(tmp_path / "run", tmp_path / "whole", **FIELDS)
     toys.run(tmp_path / "plain", steps=8, paper=CORRECTED)
     mismatch = [

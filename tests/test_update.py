@@ -213,3 +213,29 @@ def test_scoring_in_parts_is_scoring_the_whole(groups_at_once):
     parts = completion_log_probs(*args, rollout, groups_at_once=groups_at_once, **asked)
     for name, expected in whole._asdict().items():
         np.testing.assert_allclose(getattr(parts, name), expected, atol=1e-5, err_msg=name)
+
+
+def test_what_fills_the_last_part_up_is_a_prompt_that_a_network_can_divide_by():
+    def mean(params, tokens, mask):
+        prefix, _ = networks.POLICY.prefill(params, tokens, mask)
+        states = params["embedding"][tokens] * mask[..., None]
+        return prefix, states.sum(axis=1) / mask.sum(axis=1)[:, None]
+
+    policy = dataclasses.replace(networks.POLICY, prefill=mean)
+    rollout = rollout_of((5, 1, 3))
+
+    def total(params, groups_at_once):
+        said = completion_log_probs(policy, params, rollout, groups_at_once=groups_at_once)
+        return said.log_probs.sum()
+
+    gradients = jax.jit(jax.grad(total), static_argnums=1)
+    whole, parts = (gradients(networks.params(), groups) for groups in (0, 2))
+    for ours, wanted in zip(jax.tree.leaves(parts), jax.tree.leaves(whole), strict=True):
+        np.testing.assert_allclose(ours, wanted, atol=1e-4)
+
+
+def test_a_negative_number_of_groups_is_refused():
+    with pytest.raises(ValueError, match="groups_at_once is -1"):
+        completion_log_probs(
+            networks.POLICY, networks.params(), rollout_of((2,)), groups_at_once=-1
+        )
