@@ -1,5 +1,6 @@
 """Settings of all tests, and the small things that several of them need."""
 
+import gc
 import os
 from pathlib import Path
 
@@ -22,6 +23,19 @@ import pytest
 
 # An accidental broadcast is an error, not a result.
 jax.config.update("jax_numpy_rank_promotion", "raise")
+
+
+_MAPS = Path("/proc/self/maps")
+
+
+@pytest.fixture(autouse=True, scope="module")
+def few_programs_are_held():
+    """Each compiled program takes some maps of memory, of which Linux gives a process 65,530; with
+    none left, the compiler crashes."""
+    yield
+    if _MAPS.is_file() and _MAPS.read_bytes().count(b"\n") > 20_000:
+        jax.clear_caches()
+        gc.collect()
 
 
 @pytest.fixture(params=["eager", "jit"])
