@@ -75,12 +75,13 @@ class Checkpoints:
         )
         return dataclasses.replace(like, params=restored.params, **restored.rest), restored.place
 
-    def restore_ahead(self, shapes: Any) -> Any:
+    def restore_ahead(self) -> Any:
         """What the newest whole checkpoint holds of the next step's samples; None if nothing."""
         step = self._newest()
-        if "ahead" not in (self._manager.item_metadata(step) or {}):
+        saved: Any = self._manager.item_metadata(step)
+        if saved["ahead"] is None:
             return None
-        args = ocp.args.Composite(ahead=ocp.args.StandardRestore(_on_device(shapes)))
+        args = ocp.args.Composite(ahead=ocp.args.StandardRestore(_on_device(saved["ahead"].tree)))
         restored: Any = self._manager.restore(step, args=args)
         return restored.ahead
 

@@ -38,7 +38,7 @@ from grpo_jax.run_directory import (
     group_lines,
     to_json,
 )
-from grpo_jax.sampling import Sampling, prompt_keys, sample_groups
+from grpo_jax.sampling import Sampling
 from grpo_jax.state import initial_state, state_shapes
 from grpo_jax.step_groups import StepGroups
 from grpo_jax.stop_signal import stop_signal
@@ -212,20 +212,8 @@ class _Loop:
 
     def _restore_ahead(self, checkpoints: Checkpoints) -> None:
         """The next step's completions as they were sampled; to be scored anew."""
-        config = self.config
         groups = self._groups(int(self.state.step) + 1, int(self.place["position"]))
-        prompts = groups.draw_prompts(0)
-        like = jax.eval_shape(
-            lambda: sample_groups(
-                self.network.policy,
-                self.network.shapes,
-                prompts,
-                prompt_keys(self.state.key, 0, config.num_prompts),
-                group_size=config.group_size,
-                sampling=self.sampling,
-            )
-        )
-        found = checkpoints.restore_ahead(_of_completions(like))
+        prompts, found = groups.draw_prompts(0), checkpoints.restore_ahead()
         if found is not None:
             self.ahead = groups, cut(Rollout(prompts.tokens, prompts.mask, **found)), None
 
