@@ -108,7 +108,7 @@ def project(x: jax.Array, kernel: jax.Array, dtype: Any = None) -> jax.Array:
     return product.reshape(*x.shape[:-1], kernel.shape[0])
 
 
-_FEW_ROWS = 64
+_FEW_ROWS = 256
 
 
 def _many_rows(rows: jax.Array, kernel: jax.Array, dtype: Any) -> jax.Array:
