@@ -116,8 +116,8 @@ def _many_rows(rows: jax.Array, kernel: jax.Array, dtype: Any) -> jax.Array:
 
 
 def _few_rows(rows: jax.Array, kernel: jax.Array, dtype: Any) -> jax.Array:
-    """XLA's product on CPU reaches 1.1 to 1.4 times the rate with the long side first
-    (`benchmarks.limits`); the barriers keep it from writing the product the other way round."""
+    """XLA's product on CPU is faster with the long side first, the more so the fewer the rows; the
+    barriers keep it from writing the product the other way round."""
     barrier = jax.lax.optimization_barrier
     return barrier(jnp.matmul(kernel, barrier(rows.T), preferred_element_type=dtype)).T
 

@@ -10,7 +10,8 @@ from grpo_jax.rewards import Completion, Question
 from grpo_jax.tasks import ReasoningGym
 
 installed = pytest.mark.skipif(
-    importlib.util.find_spec("reasoning_gym") is None, reason="reasoning-gym is not installed"
+    importlib.util.find_spec("reasoning_gym") is None,
+    reason="reasoning-gym is not installed; it comes with grpo-jax[tasks] and with grpo-jax[dev]",
 )
 
 
