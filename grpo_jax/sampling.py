@@ -49,12 +49,16 @@ class Sampling:
         for name, (holds, rule) in rules.items():
             if not holds:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be {rule}")
-        cuts = self.top_k > 0 or self.top_p < 1 or self.min_p > 0
-        if self.keep_support and not (cuts and self.temperature > 0):
+        if self.keep_support and not (self.cuts and self.temperature > 0):
             raise ValueError(
                 "keep_support is True, but nothing is cut away that could be kept on record; set "
                 "top_k, top_p or min_p and a temperature above 0, or leave it out"
             )
+
+    @property
+    def cuts(self) -> bool:
+        """Whether tokens are taken out of the support."""
+        return self.top_k > 0 or self.top_p < 1 or self.min_p > 0
 
 
 def prompt_keys(key: jax.Array, first: jax.Array | int, num_prompts: int) -> jax.Array:
@@ -169,8 +173,9 @@ def draw_tokens(
         logits, top_k=sampling.top_k, top_p=sampling.top_p, min_p=sampling.min_p
     )
     uniform = jax.vmap(jax.vmap(lambda key, t: jax.random.uniform(jax.random.fold_in(key, t))))
-    token = draws.inverse_cdf(kept, uniform(row_keys, t))
-    log_prob = token_log_probs(kept, token)
+    token, log_prob = draws.inverse_cdf(kept, uniform(row_keys, t))
+    if not sampling.cuts:
+        return token, log_prob, jnp.zeros_like(log_prob), kept > -jnp.inf
     return token, log_prob, token_log_probs(logits, token) - log_prob, kept > -jnp.inf
 
 

@@ -70,54 +70,65 @@ def _nucleus_edge(probs: jax.Array, top_p: float) -> jax.Array:
     return jax.lax.bitcast_convert_type(low, jnp.float32)
 
 
-def inverse_cdf(logits: jax.Array, uniform: jax.Array) -> jax.Array:
+def inverse_cdf(logits: jax.Array, uniform: jax.Array) -> tuple[jax.Array, jax.Array]:
     """The token at which the cumulative probability passes `uniform`: one number draws one token.
 
     In two levels: the block of 256 tokens, then the token in it. One variate a row instead of one
-    for each token of the vocabulary, and no cumulative sum over all of it.
+    for each token of the vocabulary, no cumulative sum over all of it, and the log-probability of
+    the token from the same sums.
 
     Args:
         logits: [..., V] float; -inf takes a token out of the support, one must be left in.
         uniform: [...] float32 in [0, 1). Its steps of 2^-23 bound how finely rare tokens are drawn.
 
     Returns:
-        [...] int32, never a token of probability zero.
+        the tokens [...] int32, never one of probability zero; their log-probabilities [...]
+        float32, in nats.
 
     Raises:
         AssertionError: while tracing, unless the shapes and types are these.
 
-    >>> inverse_cdf(jnp.log(jnp.array([0.25, 0.25, 0.5])), jnp.array(0.4)).tolist()
-    1
+    >>> token, log_prob = inverse_cdf(jnp.log(jnp.array([0.25, 0.25, 0.5])), jnp.array(0.4))
+    >>> int(token), round(float(log_prob), 4)
+    (1, -1.3863)
     """
     chex.assert_type([logits, uniform], float)
     chex.assert_shape(uniform, logits.shape[:-1])
-    size = logits.shape[-1]
-    logits = logits.astype(jnp.float32)
-    mass = jnp.exp(logits - logits.max(axis=-1, keepdims=True))
-    padding = [(0, 0)] * uniform.ndim + [(0, -size % _BLOCK)]
-    blocks = jnp.pad(mass, padding).reshape(*uniform.shape, -1, _BLOCK)
-    cumulative = jnp.cumsum(blocks.sum(axis=-1), axis=-1)
-    target = uniform * cumulative[..., -1]
-    block = _first_above(blocks.sum(axis=-1), cumulative, target)
+    size, shape = logits.shape[-1], uniform.shape
+    # The vocabulary first: sums over it then run over whole vectors of rows, and the product that
+    # the logits come from need not be transposed where few rows have it so.
+    logits, uniform = logits.reshape(-1, size).T.astype(jnp.float32), uniform.reshape(-1)
+    top = logits.max(axis=0)
+    padded = jnp.pad(logits, [(0, -size % _BLOCK), (0, 0)], constant_values=-jnp.inf)
+    blocks = jnp.exp(padded.reshape(-1, _BLOCK, len(uniform)) - top[None, None]).sum(axis=1)
+    cumulative = jnp.cumsum(blocks, axis=0)
+    total = cumulative[-1]
+    target = uniform * total
+    block = _first_above(blocks, cumulative, target)
     before = jnp.where(block > 0, _at(cumulative, jnp.maximum(block - 1, 0)), 0.0)
-    within = jnp.take_along_axis(blocks, block[..., None, None], axis=-2)[..., 0, :]
-    token = _first_above(within, jnp.cumsum(within, axis=-1), target - before)
+    inside = block[None] * _BLOCK + jnp.arange(_BLOCK)[:, None]
+    within = jnp.take_along_axis(logits, jnp.minimum(inside, size - 1), axis=0)
+    within = jnp.where(inside < size, jnp.exp(within - top[None]), 0.0)
+    token = block * _BLOCK + _first_above(within, jnp.cumsum(within, axis=0), target - before)
     # Of logits that are all NaN no entry has mass; the token is still one of the vocabulary.
-    return jnp.minimum(block * _BLOCK + token, size - 1).astype(jnp.int32)
+    token = jnp.minimum(token, size - 1).astype(jnp.int32)
+    log_prob = _at(logits, token) - top - jnp.log(total)
+    return token.reshape(shape), log_prob.reshape(shape)
 
 
 def _first_above(mass: jax.Array, cumulative: jax.Array, target: jax.Array) -> jax.Array:
-    """Index of the first entry of positive mass whose cumulative sum is above the target; [...].
+    """Index of the first of n entries of positive mass whose cumulative sum is above the target;
+    mass and sums [n, N], target and index [N].
 
     Where rounding has put the target at or past the end, that of the last entry of positive mass.
     A cumulative sum need not be flat over entries of no mass (it is not summed in order), so that
     these are left out by what they are.
     """
     positive = mass > 0
-    above = positive & (cumulative > target[..., None])
-    last = mass.shape[-1] - 1 - jnp.argmax(positive[..., ::-1], axis=-1)
-    return jnp.where(above.any(axis=-1), jnp.argmax(above, axis=-1), last)
+    above = positive & (cumulative > target[None])
+    last = mass.shape[0] - 1 - jnp.argmax(positive[::-1], axis=0)
+    return jnp.where(above.any(axis=0), jnp.argmax(above, axis=0), last)
 
 
 def _at(x: jax.Array, index: jax.Array) -> jax.Array:
-    return jnp.take_along_axis(x, index[..., None], axis=-1)[..., 0]
+    return jnp.take_along_axis(x, index[None], axis=0)[0]

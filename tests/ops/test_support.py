@@ -133,7 +133,7 @@ def test_the_edges_of_a_log_mass_are_not_nan():
 def sample_and_score(logits):
     """The sampler's own log-probability, and that of training over the support it kept."""
     cut = draws.keep_support(logits, top_p=0.7)
-    tokens = draws.inverse_cdf(cut, jnp.linspace(0.0, 0.99, 8))
+    tokens, _ = draws.inverse_cdf(cut, jnp.linspace(0.0, 0.99, 8))
     packed = support.pack(jnp.isfinite(cut))
     kept = support.unpack(packed, size=21)
     return log_probs.token_log_probs(cut, tokens), renormalised(logits, kept, tokens), kept
