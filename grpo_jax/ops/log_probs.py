@@ -1,7 +1,7 @@
 """What a distribution says of given tokens: log-probabilities and entropies, float32 inside."""
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import chex
 import jax
@@ -27,11 +27,7 @@ def token_log_probs(logits: jax.Array, tokens: jax.Array) -> jax.Array:
     >>> token_log_probs(jnp.array([[0.0, 0.0]]), jnp.array([1])).round(4)
     Array([-0.6931], dtype=float32)
     """
-    chex.assert_type([logits, tokens], [float, int])
-    chex.assert_shape(tokens, logits.shape[:-1])
-    logits = logits.astype(working_dtype(logits))
-    chosen = jnp.take_along_axis(logits, tokens[..., None], axis=-1)[..., 0]
-    return chosen - jax.nn.logsumexp(logits, axis=-1)
+    return log_probs_and_entropy(logits, tokens)[0]
 
 
 def entropy(logits: jax.Array) -> jax.Array:
@@ -53,14 +49,77 @@ def entropy(logits: jax.Array) -> jax.Array:
     Array([1.3863], dtype=float32)
     """
     chex.assert_type(logits, float)
-    logits = logits.astype(working_dtype(logits))
-    # A difference of two numbers of the size of the logits: shifted, both are small.
-    logits -= jax.lax.stop_gradient(logits.max(axis=-1, keepdims=True))
-    probs = jax.nn.softmax(logits, axis=-1)
+    return log_probs_and_entropy(logits, jnp.zeros(logits.shape[:-1], jnp.int32))[1]
+
+
+def log_probs_and_entropy(logits: jax.Array, tokens: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """`token_log_probs` and `entropy` by one look at the logits, and one more for the gradient.
+
+        log π = z_token - m - log S,    H = log S - D / S,
+        with m = max z, S = Σ_v exp(z_v - m) and D = Σ_v (z_v - m) exp(z_v - m)
+
+    Args:
+        logits: [..., V] float; -inf takes a token out of the support.
+        tokens: [...] int, in 0..V-1.
+
+    Returns:
+        two arrays [...] float32 (float64 for float64 input), in nats. Reverse mode alone.
+
+    Raises:
+        AssertionError: while tracing, unless the shapes and types are these.
+
+    >>> log_prob, entropy = log_probs_and_entropy(jnp.zeros([1, 4]), jnp.array([2]))
+    >>> log_prob.round(4), entropy.round(4)
+    (Array([-1.3863], dtype=float32), Array([1.3863], dtype=float32))
+    """
+    chex.assert_type([logits, tokens], [float, int])
+    chex.assert_shape(tokens, logits.shape[:-1])
+    return _said(logits.astype(working_dtype(logits)), tokens)
+
+
+@jax.custom_vjp
+def _said(logits: jax.Array, tokens: jax.Array) -> tuple[jax.Array, jax.Array]:
+    return _said_forward(logits, tokens)[0]
+
+
+def _said_forward(logits: jax.Array, tokens: jax.Array) -> tuple[Any, Any]:
+    # Sums over the long axis in columns of blocks, both in one pass: along a row XLA's on CPU go
+    # number by number, and it would compute the exponentials again for each sum.
+    size = logits.shape[-1]
+    width = min(size & -size, 256)  # divides the size
+    blocks = logits.reshape(*logits.shape[:-1], -1, width if width >= 16 else 1)
+    top = blocks.max(axis=-2).max(axis=-1)
+    below = blocks - top[..., None, None]
+    mass = jnp.exp(below)
     # 0 · -inf is NaN: outside the support a token adds nothing.
-    return jax.nn.logsumexp(logits, axis=-1) - jnp.sum(
-        probs * jnp.where(probs > 0, logits, 0.0), axis=-1
-    )
+    moment = mass * jnp.maximum(below, -1e4)
+    zero = jnp.zeros([], logits.dtype)
+    sums = jax.lax.reduce((mass, moment), (zero, zero), _add_pairs, (blocks.ndim - 2,))
+    total, moment = (x.sum(axis=-1) for x in sums)
+    log_total = jnp.log(total)
+    chosen = jnp.take_along_axis(logits, tokens[..., None], axis=-1)[..., 0]
+    entropy = log_total - moment / total
+    norm = top + log_total
+    return (chosen - norm, entropy), (logits, tokens, norm, entropy)
+
+
+def _add_pairs(a: tuple[jax.Array, ...], b: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
+    return a[0] + b[0], a[1] + b[1]
+
+
+def _said_backward(residuals: Any, cotangents: Any) -> tuple[jax.Array, None]:
+    """(1[v = token] - π_v) of the log-probability, -π_v (log π_v + H) of the entropy."""
+    logits, tokens, norm, entropy = (x[..., None] for x in residuals)
+    of_log_prob, of_entropy = (x[..., None] for x in cotangents)
+    log_probs = logits[..., 0] - norm
+    probs = jnp.exp(log_probs)
+    token = jax.lax.broadcasted_iota(tokens.dtype, probs.shape, probs.ndim - 1) == tokens
+    found = jnp.where(token, of_log_prob, 0) - of_log_prob * probs
+    surprise = jnp.where(probs > 0, log_probs, 0)
+    return found - of_entropy * probs * (surprise + entropy), None
+
+
+_said.defvjp(_said_forward, _said_backward)
 
 
 def sum_sq_probs(logits: jax.Array) -> jax.Array:
@@ -165,13 +224,16 @@ def chunked(
     def head(chunk: tuple[jax.Array, ...]) -> TokenStats:
         logits, token = unembed(chunk[0]), chunk[1][:, 0]
         constant = jax.lax.stop_gradient(logits)
+        log_prob, spread = log_probs_and_entropy(logits, token)
+        if not entropy_gradient:
+            spread = jax.lax.stop_gradient(spread)
         log_mass = None
         if support is not None:
             kept = supports.unpack(chunk[2], size=logits.shape[-1])
             log_mass = supports.log_mass(logits, kept, token)
         return TokenStats(
-            token_log_probs(logits, token),
-            entropy(logits if entropy_gradient else constant) if with_entropy else None,
+            log_prob,
+            spread if with_entropy else None,
             sum_sq_probs(constant) if with_sum_sq_probs else None,
             log_mass,
         )

@@ -24,6 +24,7 @@ WITHOUT_REFERENCE = {
     "kl.k1": "in the docstring of the module",
     "log_probs.chunked": "an order of computing",
     "log_probs.entropy": "definition",
+    "log_probs.log_probs_and_entropy": "definition",
     "log_probs.token_log_probs": "definition",
     "ratios.ratio": "definition",
     "returns.carry_back": "parallel scan",

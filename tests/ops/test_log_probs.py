@@ -208,3 +208,33 @@ def test_chunked_refuses_what_it_cannot_use():
         chunked(support=supports.pack(random_support(4)))
     with pytest.raises(ValueError, match="size is 37; a support of 4 bytes"):
         chunked(support=supports.pack(random_support(5, 32)))
+
+
+@pytest.mark.parametrize("size", [1, 3, 16, 48, 256, 768])
+def test_both_in_one_pass_in_any_width_of_blocks(size, transform):
+    """Sums go by blocks whose width follows from the vocabulary's factors."""
+    logits = 3 * jax.random.normal(jax.random.key(size), [5, size])
+    logits = logits.at[1, 1:].set(-jnp.inf).at[2].add(300.0)
+    tokens = jnp.array([0, 0, size // 2, size - 1, 0])
+    of_log_prob, of_entropy = jax.random.normal(jax.random.key(1), [2, 5])
+
+    def plain(logits):
+        log_probs = jax.nn.log_softmax(logits)
+        finite = jnp.where(jnp.isfinite(log_probs), log_probs, 0.0)
+        entropy = -(jnp.exp(log_probs) * finite).sum(axis=-1)
+        return log_probs[jnp.arange(5), tokens], entropy
+
+    def ours(logits):
+        return log_probs.log_probs_and_entropy(logits, tokens)
+
+    def weighted(f):
+        def total(logits):
+            log_prob, entropy = f(logits)
+            return (of_log_prob * log_prob + of_entropy * entropy).sum()
+
+        return jax.grad(total)
+
+    for found, expected in zip(transform(ours)(logits), plain(logits), strict=True):
+        np.testing.assert_allclose(found, expected, atol=2e-5)
+    found, expected = (transform(weighted(f))(logits) for f in (ours, plain))
+    np.testing.assert_allclose(found, jnp.where(jnp.isfinite(logits), expected, 0.0), atol=2e-5)
