@@ -10,7 +10,8 @@ Measured: 2 cores (x86-64, no GPU), Python 3.11, jax 0.10.2, 2026-11-23; --seed 
     0      .064 -> .946                 .14 .33 .49 .55 .61 .72 .79 .86 .90 .90          .90
     1      .061 -> .914                 .09 .28 .49 .63 .70 .76 .82 .82 .88 .91          .91
 
-The first step compiles, 8 seconds; the other 99 take 7 seconds together.
+The first step compiles, 8 seconds; so does the first in which all completions have ended early, 4
+seconds; the other 98 take 2.4 seconds together.
 """
 
 import dataclasses
