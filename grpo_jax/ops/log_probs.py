@@ -63,7 +63,8 @@ def log_probs_and_entropy(logits: jax.Array, tokens: jax.Array) -> tuple[jax.Arr
         tokens: [...] int, in 0..V-1.
 
     Returns:
-        two arrays [...] float32 (float64 for float64 input), in nats. Reverse mode alone.
+        two arrays [...] float32 (float64 for float64 input), in nats. Gradients are of reverse mode
+        (`jax.grad`, `jax.vjp`, one within another), here and in those two.
 
     Raises:
         AssertionError: while tracing, unless the shapes and types are these.
@@ -74,15 +75,13 @@ def log_probs_and_entropy(logits: jax.Array, tokens: jax.Array) -> tuple[jax.Arr
     """
     chex.assert_type([logits, tokens], [float, int])
     chex.assert_shape(tokens, logits.shape[:-1])
-    return _said(logits.astype(working_dtype(logits)), tokens)
+    log_prob, entropy, _ = _said(logits.astype(working_dtype(logits)), tokens)
+    return log_prob, entropy
 
 
 @jax.custom_vjp
-def _said(logits: jax.Array, tokens: jax.Array) -> tuple[jax.Array, jax.Array]:
-    return _said_forward(logits, tokens)[0]
-
-
-def _said_forward(logits: jax.Array, tokens: jax.Array) -> tuple[Any, Any]:
+def _said(logits: jax.Array, tokens: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Log-probability, entropy, and what logits are normalised by: logsumexp."""
     # Sums over the long axis in columns of blocks, both in one pass: along a row XLA's on CPU go
     # number by number, and it would compute the exponentials again for each sum.
     size = logits.shape[-1]
@@ -100,23 +99,31 @@ def _said_forward(logits: jax.Array, tokens: jax.Array) -> tuple[Any, Any]:
     chosen = jnp.take_along_axis(logits, tokens[..., None], axis=-1)[..., 0]
     entropy = log_total - moment / total
     norm = top + log_total
-    return (chosen - norm, entropy), (logits, tokens, norm, entropy)
+    return chosen - norm, entropy, norm
 
 
 def _add_pairs(a: tuple[jax.Array, ...], b: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
     return a[0] + b[0], a[1] + b[1]
 
 
+def _said_forward(logits: jax.Array, tokens: jax.Array) -> tuple[Any, Any]:
+    # By itself, so that a gradient of the gradient is taken by the same rule.
+    said = _said(logits, tokens)
+    return said, (logits, tokens, *said[1:])
+
+
 def _said_backward(residuals: Any, cotangents: Any) -> tuple[jax.Array, None]:
-    """(1[v = token] - π_v) of the log-probability, -π_v (log π_v + H) of the entropy."""
-    logits, tokens, norm, entropy = (x[..., None] for x in residuals)
-    of_log_prob, of_entropy = (x[..., None] for x in cotangents)
-    log_probs = logits[..., 0] - norm
+    """(1[v = token] - π_v) of the log-probability, -π_v (log π_v + H) of the entropy, π_v of the
+    norm."""
+    logits, rows = residuals[0], residuals[1:]
+    tokens, entropy, norm = (x[..., None] for x in rows)
+    of_log_prob, of_entropy, of_norm = (x[..., None] for x in cotangents)
+    log_probs = logits - norm
     probs = jnp.exp(log_probs)
     token = jax.lax.broadcasted_iota(tokens.dtype, probs.shape, probs.ndim - 1) == tokens
-    found = jnp.where(token, of_log_prob, 0) - of_log_prob * probs
     surprise = jnp.where(probs > 0, log_probs, 0)
-    return found - of_entropy * probs * (surprise + entropy), None
+    by_prob = of_norm - of_log_prob - of_entropy * (surprise + entropy)
+    return jnp.where(token, of_log_prob, 0) + by_prob * probs, None
 
 
 _said.defvjp(_said_forward, _said_backward)

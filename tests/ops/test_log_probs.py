@@ -238,3 +238,11 @@ def test_both_in_one_pass_in_any_width_of_blocks(size, transform):
         np.testing.assert_allclose(found, expected, atol=2e-5)
     found, expected = (transform(weighted(f))(logits) for f in (ours, plain))
     np.testing.assert_allclose(found, jnp.where(jnp.isfinite(logits), expected, 0.0), atol=2e-5)
+
+    def slope_along(f):
+        direction = jax.random.normal(jax.random.key(2), logits.shape)
+        return jax.grad(lambda x: (weighted(f)(x) * direction).sum())
+
+    finite = jnp.where(jnp.isfinite(logits), logits, -3.0).at[2].add(-300.0)
+    found, expected = (transform(slope_along(f))(finite) for f in (ours, plain))
+    np.testing.assert_allclose(found, expected, atol=2e-5)
