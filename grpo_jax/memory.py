@@ -12,7 +12,7 @@ import jax
 from grpo_jax.types import Params
 
 _HEAD_SHARE = 128
-"""Part of the memory that one chunk of logits may take; a backward pass holds two or three."""
+"""Part of the memory that one chunk of logits may take; a backward pass holds about six."""
 _CPU_TOKENS = 1024
 """Where the products of a 135 M decoder on two cores are as fast as they get; beyond, only the
 memory grows, and with it the time that the system takes to hand it out."""

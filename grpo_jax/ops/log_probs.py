@@ -10,6 +10,9 @@ import jax.numpy as jnp
 from grpo_jax.ops import support as supports
 from grpo_jax.ops.precision import working_dtype
 
+_KEPT_CHUNKS = 4
+"""So few chunks keep their logits for the backward pass: a product of the head is saved."""
+
 
 def token_log_probs(logits: jax.Array, tokens: jax.Array) -> jax.Array:
     """log softmax(logits)[token], without the [..., V] log-softmax.
@@ -189,8 +192,8 @@ def chunked(
 ) -> TokenStats:
     """Token log-probabilities, and what else is asked, without ever holding all logits.
 
-    The head runs on `chunk_tokens` tokens at a time; the backward pass computes each chunk's
-    logits again, so that memory grows with the chunk and not with the batch.
+    The head runs on `chunk_tokens` tokens at a time. From the fifth chunk on the backward pass
+    computes each chunk's logits again, so that memory grows with the chunk and not with the batch.
 
     Args:
         unembed: [N, D] -> [N, V] float logits, temperature included.
@@ -198,7 +201,8 @@ def chunked(
         tokens: [...] int, the tokens predicted.
         support: [..., ceil(V / 8)] uint8, what each token was drawn from (`support.pack`), for
             `support_log_mass`.
-        chunk_tokens: tokens whose logits are held at once; chunk_tokens · V · 4 bytes.
+        chunk_tokens: tokens of a chunk; its logits take chunk_tokens · V · 4 bytes. The backward
+            pass holds those of four, and two or three arrays of that size while it is at one.
         with_entropy: also the entropy of each distribution.
         entropy_gradient: let gradients flow through the entropy, as an entropy bonus needs.
         with_sum_sq_probs: also Σ_v π_v² of each distribution.
@@ -255,7 +259,7 @@ def chunked(
         chunks = tuple(
             jnp.pad(x, ((0, padding), (0, 0))).reshape(num_chunks, width, -1) for x in rows
         )
-        stats = jax.tree.map(
-            lambda x: x.reshape(-1)[:count], jax.lax.map(jax.checkpoint(head), chunks)
-        )
+        body = head if num_chunks <= _KEPT_CHUNKS else jax.checkpoint(head)
+        stats = jax.lax.map(body, chunks)
+        stats = jax.tree.map(lambda x: x.reshape(-1)[:count], stats)
     return jax.tree.map(lambda x: x.reshape(shape), stats)
