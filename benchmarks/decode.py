@@ -24,6 +24,7 @@ from benchmarks.step import random_prompts, shape_arguments, work_of
 from benchmarks.timing import report, seconds_of
 from grpo_jax.continuous_batching import sample_continuously
 from grpo_jax.models.decoder import decoder_policy, init_params
+from grpo_jax.models.layers import Compute
 from grpo_jax.sampling import Sampling, prompt_keys, sample_groups
 from grpo_jax.types import Params, Rollout
 
@@ -40,7 +41,7 @@ def rollout_of(
     """A whole rollout, to be called: prompts read, up to T tokens of each row drawn."""
     return functools.partial(
         sample,
-        decoder_policy(work.config, dtype),
+        decoder_policy(work.config, Compute(dtype)),
         params,
         random_prompts(work, seed=0),
         prompt_keys(jax.random.key(1), 0, work.num_prompts),

@@ -8,6 +8,7 @@ what joins them, to compare with the same products alone (`in_order_ms`, `few_ro
 kernel that takes the place of attention elsewhere is not used in decoding.
 """
 
+import contextlib
 import functools
 import time
 from collections.abc import Callable
@@ -21,17 +22,19 @@ from benchmarks.floors import Work
 from benchmarks.limits import few_rows_seconds, in_order_seconds
 from benchmarks.step import random_prompts, shape_arguments, work_of
 from benchmarks.timing import report
-from grpo_jax.models import decoder
+from grpo_jax.models import context, layers
 from grpo_jax.models.decoder import Decoder, decoder_policy, init_params
+from grpo_jax.models.layers import Compute
+from grpo_jax.models.rotary import Rotary
 from grpo_jax.sampling import Sampling, draw_tokens, prompt_keys, row_keys
 
 _TOKENS = 8
 _REPEATS = 9
 
 LEFT_OUT = {
-    "attention": {"group_attention": lambda query, *_: query},
-    "rotary positions": {"rotary": lambda x, _: x},
-    "norms": {"rms_norm": lambda x, *_, **__: x},
+    "attention": (context, "group_attention", lambda query, *_, **__: query),
+    "rotary positions": (Rotary, "turn", lambda _, x, __: x),
+    "norms": (layers, "rms_norm", lambda x, *_, **__: x),
 }
 
 
@@ -58,7 +61,8 @@ def loop_ms(work: Work, step: Callable[..., Any], *arrays: Any) -> float:
 def main() -> None:
     arguments = shape_arguments(__doc__).parse_args()
     work, dtype = work_of(arguments), jnp.dtype(arguments.dtype)
-    policy = decoder_policy(work.config, arguments.dtype)
+    compute = Compute(arguments.dtype)
+    policy = decoder_policy(work.config, compute)
     params = init_params(work.config, jax.random.key(0))
     prompts = random_prompts(work, seed=0)
     prefix, _ = jax.jit(policy.prefill)(params, prompts.tokens, prompts.mask)
@@ -69,7 +73,7 @@ def main() -> None:
     sampling = Sampling(max_new_tokens=work.new_tokens)
 
     def extended(params: Any, prefix: Any, cache: Any, token: jax.Array) -> Any:
-        model = Decoder(work.config, dtype)  # not the policy's: it is traced anew for each line
+        model = Decoder(work.config, compute)  # not the policy's: it is traced anew for each line
         return model.apply({"params": params}, prefix, token, cache, method="extend")
 
     def whole(params: Any, prefix: Any, cache: Any, token: jax.Array, t: jax.Array) -> Any:
@@ -84,10 +88,9 @@ def main() -> None:
 
     lines = {"whole": loop_ms(work, whole, params, prefix, cache)}
     lines["head and draw"] = loop_ms(work, without_head, params, prefix, cache)
-    replaced: dict[str, Any] = {}
-    for name, change in LEFT_OUT.items():
-        replaced |= change
-        with mock.patch.multiple(decoder, **replaced):
+    with contextlib.ExitStack() as left_out:
+        for name, (place, what, other) in LEFT_OUT.items():
+            left_out.enter_context(mock.patch.object(place, what, other))
             jax.clear_caches()
             lines[name] = loop_ms(work, without_head, params, prefix, cache)
     before = [lines["whole"], *lines.values()][: len(lines)]

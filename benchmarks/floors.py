@@ -7,7 +7,7 @@ group, and the last token of a completion predicts nothing, so that the network 
 
 import dataclasses
 
-from grpo_jax.models.decoder import DecoderConfig
+from grpo_jax.models.config import DecoderConfig
 
 
 @dataclasses.dataclass(frozen=True)

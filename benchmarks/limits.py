@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks.timing import report, seconds_of
-from grpo_jax.models.decoder import DecoderConfig
+from grpo_jax.models.config import DecoderConfig
 
 
 def matrix_rate(dtype: Any) -> float:

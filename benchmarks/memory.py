@@ -14,6 +14,7 @@ from benchmarks.step import shape_arguments, work_of
 from benchmarks.timing import report
 from benchmarks.train import OBJECTIVE, OPTIMIZER, random_batch
 from grpo_jax.models.decoder import decoder_policy, param_shapes
+from grpo_jax.models.layers import Compute
 from grpo_jax.types import TrainState
 from grpo_jax.update import update
 
@@ -28,7 +29,7 @@ def planned_bytes(work: Work, dtype: str, micro_batch_tokens: int = 0) -> dict[s
         jax.eval_shape(lambda: jax.random.key(0)),
     )
     batch = jax.eval_shape(lambda: random_batch(work))
-    policy = decoder_policy(work.config, dtype)
+    policy = decoder_policy(work.config, Compute(dtype))
     lowered = update.lower(
         policy, OBJECTIVE, OPTIMIZER, state, batch, micro_batch_tokens=micro_batch_tokens
     )

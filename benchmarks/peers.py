@@ -28,7 +28,6 @@ failed; the others are measured all the same.
 """
 
 import argparse
-import dataclasses
 import json
 import os
 import pathlib
@@ -41,6 +40,7 @@ from benchmarks.peers_environments import ENVIRON, PEERS, known_flags, prepare_e
 from benchmarks.peers_processes import GIB, Failed, kilobytes, last_lines, run, say
 from benchmarks.shapes import SHAPES
 from benchmarks.timing import conditions
+from grpo_jax.models.config import DecoderConfig
 
 OURS = "grpo_jax"
 
@@ -67,6 +67,14 @@ def measure_ours(args: argparse.Namespace, prompt_len: int, new_tokens: int) -> 
     return measure(args, command, {})
 
 
+def sizes(config: DecoderConfig) -> dict[str, Any]:
+    """A decoder of the Llama shape as plain values: the numbers and flags of its config."""
+    plain = {k: v for k, v in vars(config).items() if isinstance(v, int | float)}
+    rotary = config.layers[0].rotary
+    assert rotary is not None
+    return plain | {"num_layers": config.num_layers, "rope_theta": rotary.theta}
+
+
 def measure_peer(
     args: argparse.Namespace, name: str, prompt_len: int, new_tokens: int
 ) -> dict[str, Any]:
@@ -75,7 +83,7 @@ def measure_peer(
     flags = args.tunix_xla_flags if name == "tunix" else peer.xla_flags
     environ = {"XLA_FLAGS": known_flags(python, flags)} if flags else {}
     job = {
-        "shape": dataclasses.asdict(SHAPES[args.shape]),
+        "shape": sizes(SHAPES[args.shape]),
         "prompts": args.prompts,
         "group": args.group,
         "prompt_len": prompt_len,

@@ -25,7 +25,7 @@ class Job(NamedTuple):
     """One measurement: P prompts of exactly L tokens, G completions of exactly T tokens each.
 
     Attributes:
-        shape: the decoder's sizes, as the fields of `grpo_jax.models.decoder.DecoderConfig`.
+        shape: the decoder's sizes, by the names that `DecoderConfig.llama` has for them.
         prompts: P.
         group: G.
         prompt_len: L.

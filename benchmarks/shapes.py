@@ -1,9 +1,9 @@
 """The shapes that are measured: decoders of the published sizes, with random weights."""
 
-from grpo_jax.models.decoder import DecoderConfig
+from grpo_jax.models.config import DecoderConfig
 
 SHAPES = {
-    "toy": DecoderConfig(
+    "toy": DecoderConfig.llama(
         vocab_size=512,
         hidden_size=64,
         intermediate_size=128,
@@ -12,7 +12,7 @@ SHAPES = {
         num_kv_heads=2,
         head_dim=16,
     ),
-    "smollm2-135m": DecoderConfig(
+    "smollm2-135m": DecoderConfig.llama(
         vocab_size=49152,
         hidden_size=576,
         intermediate_size=1536,
@@ -22,9 +22,7 @@ SHAPES = {
         head_dim=64,
         rope_theta=100_000.0,
     ),
-    # Without its biases of query, key and value, and without Qwen3's norms of query and key: they
-    # are less than a thousandth of the operations.
-    "qwen2.5-0.5b": DecoderConfig(
+    "qwen2.5-0.5b": DecoderConfig.llama(
         vocab_size=151936,
         hidden_size=896,
         intermediate_size=4864,
@@ -34,8 +32,9 @@ SHAPES = {
         head_dim=64,
         rope_theta=1_000_000.0,
         norm_eps=1e-6,
+        attention_bias=True,
     ),
-    "qwen3-1.7b": DecoderConfig(
+    "qwen3-1.7b": DecoderConfig.llama(
         vocab_size=151936,
         hidden_size=2048,
         intermediate_size=6144,
@@ -45,8 +44,9 @@ SHAPES = {
         head_dim=128,
         rope_theta=1_000_000.0,
         norm_eps=1e-6,
+        head_norm="head",
     ),
-    "llama-8b": DecoderConfig(
+    "llama-8b": DecoderConfig.llama(
         vocab_size=128256,
         hidden_size=4096,
         intermediate_size=14336,

@@ -26,6 +26,7 @@ from grpo_jax.anchors import anchor_arrays, next_state
 from grpo_jax.continuous_batching import sample_continuously
 from grpo_jax.metrics import peak_rss_bytes
 from grpo_jax.models.decoder import decoder_policy, init_params
+from grpo_jax.models.layers import Compute
 from grpo_jax.objectives.prepare import prepare
 from grpo_jax.sampling import Sampling, prompt_keys
 from grpo_jax.types import Prompts, Rollout, TrainState
@@ -82,7 +83,7 @@ def score(rollout: Rollout) -> jax.Array:
 def measured(work: Work, dtype: str, steps: int) -> tuple[dict[str, list[float]], float]:
     """Seconds of each part and of the whole `step`, a number a step; and those of the first step,
     compilation included."""
-    policy = decoder_policy(work.config, dtype)
+    policy = decoder_policy(work.config, Compute(dtype))
     objective = objectives.grpo(kl_coef=0.04)
     optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(1e-6))
     sampling = Sampling(max_new_tokens=work.new_tokens)

@@ -22,6 +22,7 @@ from benchmarks.timing import report
 from grpo_jax import objectives
 from grpo_jax.metrics import peak_rss_bytes
 from grpo_jax.models.decoder import decoder_policy, init_params
+from grpo_jax.models.layers import Compute
 from grpo_jax.types import Batch, Rollout, TrainState
 from grpo_jax.update import update
 
@@ -73,7 +74,9 @@ def update_seconds(work: Work, dtype: str, batch: Batch, steps: int) -> float:
     params = init_params(work.config, jax.random.key(0))
     zero = jnp.zeros([], jnp.int32)
     state = TrainState(params, OPTIMIZER.init(params), zero, jax.random.key(0))
-    one = functools.partial(update, decoder_policy(work.config, dtype), OBJECTIVE, OPTIMIZER)
+    one = functools.partial(
+        update, decoder_policy(work.config, Compute(dtype)), OBJECTIVE, OPTIMIZER
+    )
     found = []
     for _ in range(steps + 1):
         started = time.perf_counter()

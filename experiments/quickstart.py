@@ -34,10 +34,12 @@ class Config(grpo_jax.Config):
     warmup_steps: int = 5
     kl_coef: float = 0.0
     """β of the KL term to the initial model; 0 loads no reference."""
+    plain: bool = False
+    """Questions as plain lines of text, for models without the chat markup of SmolLM2 and Qwen."""
 
 
 def task(config: Config) -> tasks.Task:
-    return tasks.Sums()
+    return tasks.Sums(plain=config.plain)
 
 
 def main(config: Config) -> dict:

@@ -41,13 +41,14 @@ def task(config: Config) -> tasks.Task:
 
 
 def network(config: Config):
-    from grpo_jax.models.decoder import DecoderConfig
+    from grpo_jax.models.config import DecoderConfig
     from grpo_jax.models.network import from_scratch
+    from grpo_jax.models.settings import Settings
     from grpo_jax.tasks.max_of_three import ALPHABET
     from grpo_jax.tokenizer import CharTokenizer
 
     tokenizer = CharTokenizer(ALPHABET)
-    shape = DecoderConfig(
+    shape = DecoderConfig.llama(
         vocab_size=len(tokenizer),
         hidden_size=64,
         intermediate_size=176,
@@ -56,13 +57,7 @@ def network(config: Config):
         num_kv_heads=4,
         head_dim=16,
     )
-    return from_scratch(
-        shape,
-        tokenizer,
-        seed=config.seed,
-        compute_dtype=config.compute_dtype,
-        attention_kernels=config.attention_kernels,
-    )
+    return from_scratch(shape, tokenizer, Settings.of(config))
 
 
 def main(config: Config) -> dict:

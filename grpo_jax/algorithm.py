@@ -60,6 +60,7 @@ def grpo_step(
     num_epochs: int = 1,
     rows_at_once: int = 0,
     micro_batch_tokens: int = 0,
+    balance_coef: float = 0.0,
 ) -> Step:
     """One step of GRPO: one phase of sampling, and `num_minibatches * num_epochs` updates.
 
@@ -69,7 +70,8 @@ def grpo_step(
         optimizer: Optax's, with gradient clipping and schedule.
         state: donated to the update: use the returned one.
         ref_params: of a frozen reference, in buffers of their own; None when there is no KL term,
-            or when the objective moves the reference, which is then in the state.
+            or when the state has the reference: the objective moves it, or the parameters are
+            adapters beside frozen ones.
         draw_prompts: number of the phase, from 0 -> its P prompts, always as many. Each width is
             compiled once. There is one phase, unless the objective samples again for groups without
             a signal.
@@ -87,12 +89,13 @@ def grpo_step(
         rows_at_once: completions decoded side by side, the other groups wait; 0 chooses by the
             memory.
         micro_batch_tokens: tokens whose activations are held at once; 0 chooses by the memory.
+        balance_coef: of an even load of experts, as `update` has it.
 
     Raises:
         ValueError: a KL term without a reference, prompts that do not divide, or sampling ahead
             without a correction.
     """
-    reference = reference_of(objective, state, ref_params)
+    reference, params = reference_of(objective, state, ref_params), state.whole()
     if sampled is not None or draw_ahead is not None:
         check_ahead(objective)
     num_updates, rounds = num_minibatches * num_epochs, objective.max_sampling_rounds
@@ -105,7 +108,7 @@ def grpo_step(
         keys = prompt_keys(state.key, first, num_prompts)
         return sample_continuously(
             policy,
-            state.params,
+            params,
             prompts,
             keys,
             group_size=group_size,
@@ -115,7 +118,6 @@ def grpo_step(
 
     # what the policy that sampled and the reference say of them
     def anchors(rollout: Rollout) -> dict[str, Any]:
-        params, temperature = state.params, sampling.temperature
         return anchor_arrays(
             policy,
             objective,
@@ -123,7 +125,7 @@ def grpo_step(
             reference,
             rollout,
             num_updates,
-            temperature=temperature,
+            temperature=sampling.temperature,
             micro_batch_tokens=micro_batch_tokens,
         )
 
@@ -133,9 +135,7 @@ def grpo_step(
         found = rewards if isinstance(rewards, dict) else {"rewards": rewards}
         if "greedy_rewards" not in objective.needs:
             return found
-        greedy = greedy_rewards(
-            policy, state.params, rollout, score_greedy or score, sampling=sampling
-        )
+        greedy = greedy_rewards(policy, params, rollout, score_greedy or score, sampling=sampling)
         return found | {"greedy_rewards": greedy}
 
     if rounds == 1:
@@ -160,9 +160,12 @@ def grpo_step(
             optimizer,
             state,
             minibatch,
-            key=loss_key(state.key, state.step, number) if objective.needs_key else None,
+            key=loss_key(state.key, state.step, number)
+            if objective.needs_key or policy.with_noise
+            else None,
             temperature=sampling.temperature,
             micro_batch_tokens=micro_batch_tokens,
+            balance_coef=balance_coef,
         )
         metrics.append(measured)
     return Step(next_state(objective, state, metrics), batch, metrics, chosen, ahead)

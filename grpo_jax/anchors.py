@@ -18,12 +18,15 @@ from grpo_jax.types import Params, Rollout, TrainState
 def reference_of(
     objective: Objective, state: TrainState, ref_params: Params | None
 ) -> Params | None:
-    """The reference's parameters: the state's own where the objective moves them.
+    """The reference's parameters: the state's own where the objective moves them; the frozen ones
+    alone where the policy is made of adapters beside them.
 
     Raises:
         ValueError: the state lacks what the objective keeps, or a KL term has no reference.
     """
-    reference = ref_params if state.ref_params is None else state.ref_params
+    reference = ref_params if state.ref_params is None else state.whole(state.ref_params)
+    if reference is None and state.frozen is not None:
+        reference = {"frozen": state.frozen}
     if objective.needs_reference and reference is None:
         raise ValueError(
             f"kl_coef is {objective.kl_coef}, but there are no ref_params; give the reference's, "
@@ -82,7 +85,9 @@ def anchor_arrays(
         if objective.credits_by_policy and said.support_log_mass is not None:
             found["old_support_log_mass"] = said.support_log_mass
     if objective.needs_reference:
-        said = completion_log_probs(policy, ref_params, rollout, **settings)
+        # Its own experts: those on record are the policy's.
+        unrouted = dataclasses.replace(rollout, prompt_routing=None, routing=None)
+        said = completion_log_probs(policy, ref_params, unrouted, **settings)
         found["ref_log_probs"] = said.log_probs
     return found
 

@@ -106,14 +106,15 @@ def evaluate(
         scored = score_groups(functions, asked, completions, step=0, timeout_seconds=timeout)
         return weighted_sum(scored, [weights[name] for name in functions])
 
+    longest_answer = config.max_new_tokens if max_new_tokens is None else max_new_tokens
     found, _ = evaluate_held_out(
-        loaded.network.policy,
+        loaded.network.policy_up_to(config.max_prompt_tokens + longest_answer),
         loaded.params,
         tokenizer,
         prompts,
         score,
         sampling=Sampling(
-            max_new_tokens=config.max_new_tokens if max_new_tokens is None else max_new_tokens,
+            max_new_tokens=longest_answer,
             temperature=config.temperature if temperature is None else temperature,
             top_k=config.top_k,
             top_p=config.top_p,
@@ -165,7 +166,7 @@ def sample(
     question = Question(0, ({"role": "user", "content": prompt},) if chat else prompt)
     ids = tokenizer.encode(question.prompt)
     rollout = sample_continuously(
-        loaded.network.policy,
+        loaded.network.policy_up_to(len(ids) + max_new_tokens),
         loaded.params,
         pad_prompts([question], [ids], max_prompt_tokens=max(len(ids), 1)),
         prompt_keys(jax.random.key(seed), 0, 1),
@@ -187,19 +188,36 @@ def sample(
         print(to_json(line | {"log_prob": float(log_prob)}))
 
 
-def export(source: tyro.conf.Positional[str], target: tyro.conf.Positional[Path]) -> None:
+def export(
+    source: tyro.conf.Positional[str],
+    target: tyro.conf.Positional[Path],
+    *,
+    adapters: bool = False,
+) -> None:
     """Writes the newest checkpoint as a Hugging Face model directory.
 
     Args:
         source: a run directory.
         target: the directory to make.
+        adapters: of a run with --lora-rank, the adapters alone, as the PEFT library has them; else
+            they are merged into the weights.
     """
+    from grpo_jax.models.saving import Provenance
+
     if target.exists():
         raise ValueError(f"{target} exists already; nothing was written, choose another name")
     loaded = load_source(source)
     if loaded.network.export is None:
         raise ValueError(f"{source} trained a toy; there is no checkpoint format to write it in")
-    loaded.network.export(loaded.params, target)
+    experiment = loaded.module.__name__.rpartition(".")[2] if loaded.module else "none"
+    model = getattr(loaded.config, "model", source)
+    provenance = Provenance(model, experiment, loaded.step, loaded.objective)
+    if not adapters:
+        loaded.network.export(loaded.params, target, provenance)
+    elif loaded.network.export_adapters is None:
+        raise ValueError(f"{source} has no adapters (--lora-rank was 0); leave out --adapters")
+    else:
+        loaded.network.export_adapters(loaded.trained, target, provenance)
     print(to_json({"directory": str(target), "step": loaded.step}))
 
 

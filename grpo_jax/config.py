@@ -1,7 +1,7 @@
 """The values of a run: frozen, plain, checked when made, saved with the run. No JAX."""
 
 import dataclasses
-from typing import Literal
+from typing import Literal, get_args, get_origin
 
 
 @dataclasses.dataclass(frozen=True)
@@ -16,6 +16,30 @@ class Config:
     """The embedded default, a Hugging Face model directory, or a hub id."""
     compute_dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """Of activations and matrix products; auto is bfloat16 on a GPU or TPU, float32 on a CPU."""
+    param_dtype: Literal["float32", "bfloat16"] = "float32"
+    """Of the parameters. In bfloat16, steps of a small learning rate are lost in rounding: for
+    frozen ones (--lora-rank)."""
+    cache_dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Of the keys and values that are kept; auto takes that of activations."""
+    moment_dtype: Literal["float32", "bfloat16"] = "float32"
+    """Of AdamW's mean of gradients; its mean of their squares is float32 in any case."""
+    lora_rank: int = 0
+    """Train low-rank adapters of this rank in the place of the parameters; 0 trains these."""
+    lora_alpha: float = 32.0
+    """What adapters add is multiplied by alpha / rank."""
+    lora_targets: tuple[str, ...] = ("*",)
+    """Patterns of the kernels' paths that get adapters, as layers_*/attention/query."""
+    lora_dropout: float = 0.0
+    """Share of an adapter's inputs that training sets to 0."""
+    keep_routing: bool = False
+    """Of a network of experts: training takes the experts again that sampling took."""
+    balance_coef: float = 0.0
+    """Of a network of experts: coefficient of the loss for an even load of them."""
+    scan_layers: bool = False
+    """All layers as one loop: a deep network compiles in the time of one layer."""
+    remat: Literal["none", "all but products", "all"] = "none"
+    """What of a layer the backward pass computes again, to hold less memory; for more tokens at
+    once raise micro_batch_tokens, whose choice by itself does not count on it."""
     attention_kernels: bool = True
     """Attention of prompts and of training by cuDNN (GPU) or splash (TPU), where they fit."""
     run_dir: str = ""
@@ -55,7 +79,7 @@ class Config:
     warmup_steps: int = 0
     """Optimizer steps over which the learning rate rises; the first has 1/warmup_steps of it."""
     weight_decay: float = 0.0
-    """AdamW's, on all parameters."""
+    """AdamW's, on all parameters but the correction of a router."""
     clip_norm: float = 1.0
     """Largest global norm of the gradient; 0 does not clip."""
     num_minibatches: int = 1
@@ -71,7 +95,7 @@ class Config:
     memory. Changes results by rounding only."""
     micro_batch_tokens: int = 0
     """Tokens whose activations are held at once, in whole groups; 0 chooses by the memory. Changes
-    results by rounding only."""
+    results by rounding only, and dropout, which is drawn for each part."""
 
     eval_questions: int = 100
     """Held-out questions asked before and after; 0 asks none."""
@@ -91,6 +115,7 @@ class Config:
         at_least |= {"max_prompt_tokens": 1}
         at_least |= {"max_new_tokens": 1, "num_minibatches": 1, "num_epochs": 1, "top_k": 0}
         at_least |= dict.fromkeys(("warmup_steps", "weight_decay", "clip_norm"), 0)
+        at_least |= dict.fromkeys(("lora_rank", "lora_dropout", "balance_coef"), 0)
         at_least |= {"rows_at_once": 0, "micro_batch_tokens": 0}
         at_least |= dict.fromkeys(("eval_questions", "eval_every", "checkpoint_every"), 0)
         at_least |= {"show_every": 0, "eval_samples": 1, "min_p": 0}
@@ -102,10 +127,11 @@ class Config:
                 "rows_at_once",
                 f"it must be at least the group size, {self.group_size}, or 0 for what fits",
             )
-        if self.lr_schedule not in ("constant", "linear", "cosine"):
-            self._refuse("lr_schedule", "it must be constant, linear or cosine")
-        if self.compute_dtype not in ("auto", "float32", "bfloat16"):
-            self._refuse("compute_dtype", "it must be auto, float32 or bfloat16")
+        for field in dataclasses.fields(Config):
+            if get_origin(field.type) is Literal:
+                *others, last = get_args(field.type)
+                if getattr(self, field.name) not in (*others, last):
+                    self._refuse(field.name, f"it must be {', '.join(others)} or {last}")
         if self.seed >= 2**32:
             self._refuse("seed", "it must be below 2**32, or two seeds would share their keys")
         if not self.model:
@@ -116,7 +142,16 @@ class Config:
             self._refuse("top_p", "it must be above 0 and at most 1 (1 keeps all)")
         if not self.min_p < 1:
             self._refuse("min_p", "it must be below 1 (0 keeps all)")
-        for name in ("learning_rate", "reward_timeout_seconds"):
+        if not self.lora_rank:
+            for field in dataclasses.fields(Config):
+                asked = getattr(self, field.name) != field.default
+                if field.name.startswith("lora_") and asked:
+                    self._refuse(field.name, "there are no adapters, lora_rank is 0")
+        if not self.lora_targets:
+            self._refuse("lora_targets", "name at least one pattern of kernels")
+        if not self.lora_dropout < 1:
+            self._refuse("lora_dropout", "it must be below 1 (0 sets nothing to 0)")
+        for name in ("learning_rate", "reward_timeout_seconds", "lora_alpha"):
             if not 0 < getattr(self, name) < float("inf"):
                 self._refuse(name, "it must be above 0")
         if self.num_prompts % self.num_minibatches:

@@ -5,6 +5,7 @@ host moves the others together: into fewer rows, or to one side so that prompts 
 free lanes. Lanes come in a few shapes, and so do caches: few programs are compiled.
 """
 
+import dataclasses
 import functools
 from collections.abc import Callable
 from typing import NamedTuple
@@ -18,7 +19,14 @@ from grpo_jax.lengths import bucket
 from grpo_jax.memory import groups_in_memory
 from grpo_jax.ops import support
 from grpo_jax.policy import Cache, Policy, Prefix
-from grpo_jax.sampling import Sampling, draw_tokens, row_keys, sample_groups
+from grpo_jax.sampling import (
+    Sampling,
+    draw_tokens,
+    followed,
+    no_routing,
+    row_keys,
+    sample_groups,
+)
 from grpo_jax.types import Params, Prompts, Rollout
 
 _HALVINGS = 3
@@ -29,9 +37,9 @@ _FEWEST_TOKENS = 32
 _SMALLEST_CACHE = 64
 """Slots to begin with; attention reads all there are, filled or not."""
 
-Drawn = tuple[jax.Array, ...]
-"""Of all completions [P, G, T]: tokens, -1 where none was drawn; their log-probabilities; the log
-mass of their support; and, where it is kept, that support."""
+Drawn = dict[str, jax.Array]
+"""Of all completions [P, G, T]: `tokens`, -1 where none was drawn; their `log_probs`; the
+`log_mass` of their support; where they are kept, that `support` and the experts' `routing`."""
 
 
 class _Goal(NamedTuple):
@@ -105,15 +113,21 @@ def sample_continuously(
     read_together = -(-at_once // 4)
     capacity = _capacity(1, longest)
     shape_of_all = (num_prompts, group_size, max_new_tokens)
-    drawn = (jnp.full(shape_of_all, -1, jnp.int32), *(jnp.zeros(shape_of_all) for _ in range(2)))
+    drawn = {"tokens": jnp.full(shape_of_all, -1, jnp.int32)}
+    drawn |= {name: jnp.zeros(shape_of_all) for name in ("log_probs", "log_mass")}
     if sampling.keep_support:
-        drawn += (jnp.zeros((*shape_of_all, -(-logits.shape[-1] // 8)), jnp.uint8),)
+        drawn["support"] = jnp.zeros((*shape_of_all, -(-logits.shape[-1] // 8)), jnp.uint8)
+    routing, prompt_routing = no_routing(prefix, shape_of_all), []
+    if routing is not None:
+        drawn["routing"] = routing
 
     def read(first: int, count: int, drawn: Drawn) -> tuple[Prefix, Lanes, Drawn]:
         which = np.arange(first, first + count)
         prompt = jax.tree.map(lambda x: x[np.minimum(which, num_prompts - 1)], (prompts, keys))
-        found = _read(policy, params, *prompt, which, drawn, sampling=sampling)
-        return found[0], jax.device_get(found[1]), found[2]
+        prefix, lanes, drawn = _read(policy, params, *prompt, which, drawn, sampling=sampling)
+        if routing is not None:
+            prompt_routing.append(prefix.routing)
+        return prefix, jax.device_get(lanes), drawn
 
     prefix, new, drawn = read(0, at_once, drawn)
     lanes, places, *_ = moved([new], shape)
@@ -146,7 +160,11 @@ def sample_continuously(
             moves = moved(parts, shapes[0])
             prefix, cache = _move(policy, prefixes, cache, *moves[1:], capacity=wider)
             lanes, capacity = moves.lanes, wider
-    return _finished(prompts, drawn, sampling=sampling)
+    rollout = _finished(prompts, drawn, sampling=sampling)
+    if routing is None:
+        return rollout
+    of_prompts = jnp.concatenate(prompt_routing)[:num_prompts]
+    return dataclasses.replace(rollout, prompt_routing=of_prompts)
 
 
 @functools.partial(jax.jit, static_argnames=("policy", "sampling"), donate_argnames="drawn")
@@ -163,7 +181,7 @@ def _read(
     """Reads prompts and draws the first token of each completion; `which` [A] they are of all,
     beyond the last for none."""
     prefix, last_hidden = policy.prefill(params, prompts.tokens, prompts.mask)
-    num_prompts, group_size = len(which), drawn[0].shape[1]
+    num_prompts, group_size = len(which), drawn["tokens"].shape[1]
     hidden = jnp.broadcast_to(last_hidden[:, None], (num_prompts, group_size, last_hidden.shape[1]))
     shape = num_prompts, group_size
     lanes = Lanes(
@@ -171,7 +189,7 @@ def _read(
         member=jnp.broadcast_to(jnp.arange(group_size), shape),
         count=jnp.zeros(shape, jnp.int32),
         token=jnp.zeros(shape, jnp.int32),
-        alive=jnp.broadcast_to((which < len(drawn[0]))[:, None], shape),
+        alive=jnp.broadcast_to((which < len(drawn["tokens"]))[:, None], shape),
     )
     keys_of_rows = row_keys(keys, lanes.member)
     return prefix, *_draw(policy, params, hidden, keys_of_rows, lanes, drawn, sampling)
@@ -219,6 +237,11 @@ def _decode(
         step, lanes, cache, drawn = carry
         hidden, cache = policy.extend(params, prefix, lanes.token[..., None], cache)
         hidden = hidden[:, :, 0]
+        if "routing" in drawn:  # of the token drawn before
+            prompt, member, count = _place(lanes, drawn)
+            place = prompt, member, count - 1
+            took = drawn["routing"].at[place].set(cache.routing[:, :, 0], mode="drop")
+            drawn = drawn | {"routing": took}
         lanes, drawn = _draw(policy, params, hidden, keys_of_rows, lanes, drawn, sampling)
         return step + 1, lanes, cache, drawn
 
@@ -238,16 +261,22 @@ def _draw(
 ) -> tuple[Lanes, Drawn]:
     """The next token of each row [N, g], written where its completion is."""
     logits = policy.unembed(params, hidden).astype(jnp.float32)
-    *found, kept = draw_tokens(logits, keys_of_rows, lanes.count, sampling)
-    values = [*found, support.pack(kept)] if sampling.keep_support else found
-    # Those of idle rows are dropped: there is no such prompt.
-    prompt = jnp.where(lanes.alive, lanes.prompt[:, None], len(drawn[0]))
-    place = prompt, lanes.member, lanes.count
-    drawn = tuple(x.at[place].set(v, mode="drop") for x, v in zip(drawn, values, strict=True))
-    count, token = lanes.count + lanes.alive, found[0]
+    token, log_probs, log_mass, kept = draw_tokens(logits, keys_of_rows, lanes.count, sampling)
+    values = {"tokens": token, "log_probs": log_probs, "log_mass": log_mass}
+    if sampling.keep_support:
+        values["support"] = support.pack(kept)
+    place = _place(lanes, drawn)
+    written = {name: drawn[name].at[place].set(v, mode="drop") for name, v in values.items()}
+    drawn, count = drawn | written, lanes.count + lanes.alive
     stops = jnp.isin(token, jnp.array(sampling.stop_ids, jnp.int32))
     alive = lanes.alive & ~stops & (count < sampling.max_new_tokens)
     return Lanes(lanes.prompt, lanes.member, count, token, alive), drawn
+
+
+def _place(lanes: Lanes, drawn: Drawn) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Where the next token of each row goes; of idle rows nowhere: there is no such prompt."""
+    prompt = jnp.where(lanes.alive, lanes.prompt[:, None], len(drawn["tokens"]))
+    return prompt, lanes.member, lanes.count
 
 
 @functools.partial(jax.jit, static_argnames=("policy", "capacity"))
@@ -269,7 +298,7 @@ def _move(
 
 @functools.partial(jax.jit, static_argnames="sampling")
 def _finished(prompts: Prompts, drawn: Drawn, *, sampling: Sampling) -> Rollout:
-    tokens, log_probs, log_mass = drawn[:3]
+    tokens = drawn["tokens"]
     mask = tokens >= 0
     ended = jnp.isin(tokens[..., -1], jnp.array(sampling.stop_ids, jnp.int32))
     return Rollout(
@@ -277,10 +306,11 @@ def _finished(prompts: Prompts, drawn: Drawn, *, sampling: Sampling) -> Rollout:
         prompts.mask,
         jnp.where(mask, tokens, sampling.pad_id),
         mask,
-        log_probs,
-        log_mass,
+        drawn["log_probs"],
+        drawn["log_mass"],
         mask[..., -1] & ~ended,
-        *drawn[3:],
+        drawn.get("support"),
+        routing=jnp.where(followed(mask), drawn["routing"], 0) if "routing" in drawn else None,
     )
 
 

@@ -10,7 +10,9 @@ import numpy as np
 from grpo_jax.types import Rollout
 
 _HALVINGS = 3
-_PER_TOKEN = ("completion", "completion_mask", "sampler_log_probs", "support_log_mass", "support")
+_PER_TOKEN = ("completion", "completion_mask", "sampler_log_probs", "support_log_mass")
+_PER_TOKEN += ("support", "routing")
+_PER_PROMPT_TOKEN = ("prompt", "prompt_mask", "prompt_routing")
 
 
 def bucket(length: int, longest: int) -> int:
@@ -58,8 +60,12 @@ def concatenated(rollouts: Sequence[Rollout]) -> Rollout:
     width = max(rollout.prompt.shape[1] for rollout in rollouts)
 
     def widened(rollout: Rollout) -> Rollout:
-        padding = ((0, 0), (0, width - rollout.prompt.shape[1]))
-        prompt, mask = jnp.pad(rollout.prompt, padding), jnp.pad(rollout.prompt_mask, padding)
-        return dataclasses.replace(rollout, prompt=prompt, prompt_mask=mask)
+        def padded(x: jax.Array) -> jax.Array:
+            missing = width - rollout.prompt.shape[1]
+            return jnp.pad(x, [(0, missing if axis == 1 else 0) for axis in range(x.ndim)])
+
+        arrays = {name: getattr(rollout, name) for name in _PER_PROMPT_TOKEN}
+        changed = {name: padded(x) for name, x in arrays.items() if x is not None}
+        return dataclasses.replace(rollout, **changed)
 
     return jax.tree.map(lambda *parts: jnp.concatenate(parts), *map(widened, rollouts))

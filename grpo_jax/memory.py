@@ -9,7 +9,7 @@ from pathlib import Path
 
 import jax
 
-from grpo_jax.types import Params
+from grpo_jax.types import STACK, Params
 
 _HEAD_SHARE = 128
 """Part of the memory that one chunk of logits may take; a backward pass holds about six."""
@@ -61,6 +61,10 @@ def micro_batch_tokens(params: Params) -> int:
     """
     if jax.default_backend() == "cpu":
         return _CPU_TOKENS
-    matrices = [leaf.shape for leaf in jax.tree.leaves(params) if leaf.ndim == 2]
-    held = sum(sum(shape) for shape in matrices if max(shape) <= 8 * min(shape))
+    held = 0
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+        stacked = leaf.ndim > 2 and any(getattr(key, "key", None) == STACK for key in path)
+        if leaf.ndim >= 2 and max(leaf.shape[-2:]) <= 8 * min(leaf.shape[-2:]):
+            # A stack counts for each of its layers, experts for one: a token takes few of them.
+            held += (leaf.shape[0] if stacked else 1) * sum(leaf.shape[-2:])
     return max(_CPU_TOKENS, device_bytes() // _ACTIVATION_SHARE // max(4 * held, 1))

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 
 from grpo_jax.memory import head_chunk_tokens
 from grpo_jax.ops.log_probs import TokenStats, chunked
+from grpo_jax.ops.routing import load_balance
 from grpo_jax.parts import in_parts, joined
 from grpo_jax.types import Params, Rollout
 
@@ -22,7 +23,7 @@ Cache = Any
 class Extend(Protocol):
     def __call__(
         self, params: Params, prefix: Prefix, tokens: jax.Array, cache: Cache | None = None
-    ) -> tuple[jax.Array, Cache | None]: ...
+    ) -> tuple[jax.Array, Any]: ...
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -31,11 +32,13 @@ class Policy:
 
     Attributes:
         prefill: (params, tokens [P, L], mask [P, L]) -> prefix, last hidden state [P, D]. The
-            prompt is read once for its whole group.
+            prompt is read once for its whole group. A network that keeps the routing of its experts
+            has it as `routing` of the prefix and of the cache, and both functions take `routing`.
         extend: (params, prefix, tokens [P, G, S], cache=None) -> hidden [P, G, S, D], cache. The
             tokens follow the prompt, or what the cache holds already; a token sees its prompt and
             its own completion up to itself. One function decodes (S = 1, a cache) and scores
-            (S = T, none), so that sampler and scorer are one graph.
+            (S = T, none), so that sampler and scorer are one graph. Without a cache, what a network
+            of experts says beside (`models.experts.Routed`) takes its place.
         unembed: (params, hidden [..., D]) -> logits [..., V].
         init_cache: (prefix, group_size, num_tokens) -> an empty cache of that many slots.
         repack: (cache, lanes [P', G'] int32, rows [P', G'] int32, kept [P', G'] bool, num_tokens)
@@ -46,18 +49,44 @@ class Policy:
             its finished completions then keep their place (`continuous_batching`).
         cast: params -> params in the types that products read them in, done once before a loop
             reads them for each token. None where they are read as they are.
+        with_noise: (params, key) -> params with which one pass of training draws at random
+            (dropout). None where none does.
     """
 
-    prefill: Callable[[Params, jax.Array, jax.Array], tuple[Prefix, jax.Array]]
+    prefill: Callable[..., tuple[Prefix, jax.Array]]
     extend: Extend
     unembed: Callable[[Params, jax.Array], jax.Array]
     init_cache: Callable[[Prefix, int, int], Cache]
     repack: Callable[[Cache, jax.Array, jax.Array, jax.Array, int], Cache] | None = None
     cast: Callable[[Params], Params] | None = None
+    with_noise: Callable[[Params, jax.Array], Params] | None = None
 
     def read_often(self, params: Params) -> Params:
         """The parameters cast, and kept from being cast again in each round of a loop."""
-        return jax.lax.optimization_barrier(self.cast(params)) if self.cast else params
+        cast = self.cast(params) if self.cast else params
+        pairs = zip(jax.tree.leaves(params), jax.tree.leaves(cast), strict=False)
+        same = all(before is after for before, after in pairs)
+        return params if same else jax.lax.optimization_barrier(cast)
+
+
+def predicting_hidden(policy: Policy, params: Params, rollout: Rollout) -> tuple[jax.Array, Any]:
+    """The state in which each token of a rollout was chosen, [P, G, T, D]; what else `extend` says.
+
+    The prompt predicts the first token; each token predicts the next; the last predicts none.
+    """
+    told: dict[str, Any] = {}
+    if rollout.prompt_routing is not None:
+        told = {"routing": rollout.prompt_routing}
+    prefix, last_hidden = policy.prefill(params, rollout.prompt, rollout.prompt_mask, **told)
+    num_prompts, group_size, num_tokens = rollout.completion.shape
+    first = jnp.broadcast_to(
+        last_hidden[:, None, None], (num_prompts, group_size, 1, last_hidden.shape[-1])
+    )
+    if num_tokens == 1:
+        return first, None
+    told = {} if rollout.routing is None else {"routing": rollout.routing[:, :, :-1]}
+    hidden, said = policy.extend(params, prefix, rollout.completion[:, :, :-1], **told)
+    return jnp.concatenate([first, hidden], axis=2), said
 
 
 @functools.partial(
@@ -68,6 +97,7 @@ class Policy:
         "with_entropy",
         "entropy_gradient",
         "with_sum_sq_probs",
+        "with_balance",
         "chunk_tokens",
         "groups_at_once",
     ),
@@ -81,6 +111,7 @@ def completion_log_probs(
     with_entropy: bool = False,
     entropy_gradient: bool = False,
     with_sum_sq_probs: bool = False,
+    with_balance: bool = False,
     chunk_tokens: int = 0,
     groups_at_once: int = 0,
 ) -> TokenStats:
@@ -94,6 +125,7 @@ def completion_log_probs(
         with_entropy: also the entropy of the distribution at each token.
         entropy_gradient: gradients flow through the entropy, too.
         with_sum_sq_probs: also the sum of squared probabilities at each token.
+        with_balance: also [P, G], how unevenly the tokens of each completion fall on experts.
         chunk_tokens: tokens whose logits are held at once; 0 chooses by the memory of the machine.
         groups_at_once: groups that go through the network together; 0 is all.
 
@@ -103,8 +135,8 @@ def completion_log_probs(
         sampled from (`drawn` is then renormalised over it). All are 0 outside `completion_mask`.
 
     Raises:
-        ValueError: `temperature` is not positive (the greedy policy has no finite ones), or
-            `groups_at_once` negative.
+        ValueError: `temperature` is not positive (the greedy policy has no finite ones),
+            `groups_at_once` negative, or a balance of experts asked of a network without.
     """
     if not temperature > 0:
         raise ValueError(
@@ -122,22 +154,13 @@ def completion_log_probs(
             with_entropy=with_entropy,
             entropy_gradient=entropy_gradient,
             with_sum_sq_probs=with_sum_sq_probs,
+            with_balance=with_balance,
             chunk_tokens=chunk_tokens,
         )
         return joined(jax.lax.map(said, in_parts(rollout, groups_at_once)), len(rollout.prompt))
-    prefix, last_hidden = policy.prefill(params, rollout.prompt, rollout.prompt_mask)
-    num_prompts, group_size, num_tokens = rollout.completion.shape
-    # The prompt predicts the first token; each token predicts the next; the last predicts none.
-    first = jnp.broadcast_to(
-        last_hidden[:, None, None], (num_prompts, group_size, 1, last_hidden.shape[-1])
-    )
-    if num_tokens > 1:
-        hidden, _ = policy.extend(params, prefix, rollout.completion[:, :, :-1])
-        hidden = jnp.concatenate([first, hidden], axis=2)
-    else:
-        hidden = first
+    hidden, routed = predicting_hidden(policy, params, rollout)
     if not chunk_tokens:
-        vocab_size = jax.eval_shape(policy.unembed, params, last_hidden).shape[-1]
+        vocab_size = jax.eval_shape(policy.unembed, params, hidden[0, 0, 0]).shape[-1]
         chunk_tokens = head_chunk_tokens(vocab_size)
     stats = chunked(
         lambda h: policy.unembed(params, h).astype(jnp.float32) / temperature,
@@ -150,4 +173,10 @@ def completion_log_probs(
         with_sum_sq_probs=with_sum_sq_probs,
     )
     mask = rollout.completion_mask
-    return jax.tree.map(lambda x: jnp.where(mask, x, 0.0), stats)
+    stats = jax.tree.map(lambda x: jnp.where(mask, x, 0.0), stats)
+    if not with_balance or mask.shape[-1] == 1:
+        return stats
+    if routed is None:
+        raise ValueError("with_balance is True, but the network has no experts; leave it out")
+    # Of tokens that another follows: no others are on record where routing is.
+    return stats._replace(balance=load_balance(routed.scores, routed.chosen, mask[:, :, 1:]))

@@ -51,8 +51,11 @@ class RunDirectory:
         self.checkpoints = path / "checkpoints"
 
     @classmethod
-    def create(cls, config: Config, rewards: Mapping[str, float]) -> "RunDirectory":
-        """A new directory with the config in it, and the weight of each reward function.
+    def create(
+        cls, config: Config, rewards: Mapping[str, float], objective: Mapping[str, str]
+    ) -> "RunDirectory":
+        """A new directory with the config in it, the weight of each reward function, and what the
+        objective is made of (`objectives.description`).
 
         Raises:
             ValueError: the directory holds something already.
@@ -66,6 +69,7 @@ class RunDirectory:
             "started": _now(),
             "versions": _versions(),
             "rewards": dict(rewards),
+            "objective": dict(objective),
             "config": dataclasses.asdict(config),
         }
         run = cls(path)
@@ -73,12 +77,14 @@ class RunDirectory:
         return run
 
     @classmethod
-    def reopen(cls, config: Config, rewards: Mapping[str, float]) -> "RunDirectory":
+    def reopen(
+        cls, config: Config, rewards: Mapping[str, float], objective: Mapping[str, str]
+    ) -> "RunDirectory":
         """The directory of a run to be continued.
 
         Raises:
             ValueError: it holds no run, or one of another experiment, with another config (lists
-                every field that differs) or other rewards.
+                every field that differs), other rewards or another objective.
         """
         path = Path(config.run_dir)
         saved, experiment = read_config(path), experiment_of(config)
@@ -90,6 +96,9 @@ class RunDirectory:
         changed = differences(saved["config"], config)
         if saved.get("rewards") != dict(rewards):
             changed["rewards"] = (saved.get("rewards"), dict(rewards))
+        # Values of the config are in the objective, too: told once.
+        if not changed and saved.get("objective") != dict(objective):
+            changed["objective"] = (saved.get("objective"), dict(objective))
         if changed:
             lines = [
                 f"\n  {name}: {was!r} there, {now!r} here" for name, (was, now) in changed.items()
@@ -99,6 +108,11 @@ class RunDirectory:
                 "give the same values to resume it, or choose another --run-dir for a new run"
             )
         return cls(path)
+
+    @property
+    def began(self) -> str:
+        """The day of its start, "2026-11-30"."""
+        return str(read_config(self.path)["started"])[:10]
 
     def save_config(self, config: Config) -> None:
         """Notes in config.json that the run goes on, with which values and versions."""

@@ -24,9 +24,11 @@ from grpo_jax.data import (
 from grpo_jax.evaluations import Evaluations
 from grpo_jax.lengths import cut, widened
 from grpo_jax.models.network import Network, pretrained
+from grpo_jax.models.settings import Settings
 from grpo_jax.not_finite import save_not_finite
 from grpo_jax.objectives.base import Objective
-from grpo_jax.objectives.checks import check_ahead
+from grpo_jax.objectives.checks import check_adapters, check_ahead
+from grpo_jax.objectives.description import described
 from grpo_jax.optimizer import make_optimizer
 from grpo_jax.rewards.base import RewardFn
 from grpo_jax.rewards.combine import named_weights, score_groups, weighted_sum
@@ -88,14 +90,15 @@ def run(
     # All that can be refused is looked at before anything is written or compiled.
     rewards = {task.name: task.reward} if rewards is None else rewards
     weights = named_weights(rewards, reward_weights or {})
-    directory = RunDirectory.reopen(config, weights) if config.resume else None
+    identity = config, weights, described(objective)
+    directory = RunDirectory.reopen(*identity) if config.resume else None
     if config.run_dir and not config.resume:
         check_unused(Path(config.run_dir))
-    network = (
-        pretrained(config.model, config.compute_dtype, config.attention_kernels)
-        if network is None
-        else network
-    )
+    if network is None:
+        began = directory.began if directory else ""
+        network = pretrained(config.model, Settings.of(config, date=began))
+    if network.load_frozen:
+        check_adapters(objective)
     if signal_reward is not None and signal_reward not in rewards:
         raise ValueError(
             f"signal_reward is {signal_reward!r}; it must be one of {', '.join(rewards)}"
@@ -108,7 +111,7 @@ def run(
         directory.save_config(config)
     else:
         loop.start()
-        directory = RunDirectory.create(config, weights)
+        directory = RunDirectory.create(*identity)
     return loop.run(directory)
 
 
@@ -174,6 +177,11 @@ class _Loop:
             )
         if self.signal is not None and not objective.selects_by_signal:
             raise ValueError("signal_reward is given, but this objective selects nothing by signal")
+        if config.balance_coef and not self.network.has_experts:
+            raise ValueError(
+                f"balance_coef is {config.balance_coef}, but this network has no experts; leave it "
+                "at 0"
+            )
         if config.sample_ahead:
             check_ahead(objective)
         if objective.of_the_whole_step and config.micro_batch_tokens:
@@ -204,7 +212,9 @@ class _Loop:
                 )
             if step or ended:
                 like = state_shapes(self.network, self.objective, self.optimizer)
-                self.state, self.place = checkpoints.restore(like)
+                state, self.place = checkpoints.restore(like)
+                load_frozen = self.network.load_frozen
+                self.state = dataclasses.replace(state, frozen=load_frozen and load_frozen())
                 if self.config.sample_ahead:
                     self._restore_ahead(checkpoints)
                 return
@@ -286,6 +296,7 @@ class _Loop:
             num_epochs=config.num_epochs,
             rows_at_once=config.rows_at_once,
             micro_batch_tokens=config.micro_batch_tokens,
+            balance_coef=config.balance_coef,
         )
         failure = None
         if ahead is not None:  # the device is still busy with the update
@@ -414,9 +425,9 @@ class _Loop:
     def _train(self, first: int) -> str | None:
         """Steps up to the last one; the name of the signal that cut it short, if any."""
         config = self.config
-        frozen = self.objective.needs_reference and not self.objective.reference
-        # Never shares a buffer with the state, which is donated.
-        ref_params = self.network.load() if frozen else None
+        fixed = self.objective.needs_reference and not self.objective.reference
+        # No buffer of the state's, which is donated. Frozen parameters are in the state.
+        ref_params = self.network.load() if fixed and not self.network.load_frozen else None
         history = self.directory.read("metrics.jsonl")
         if first < config.steps:
             self.console.say("training; the first step compiles ...", "dim")
@@ -453,7 +464,7 @@ class _Loop:
         return bool(every) and step % every == 0 and step < last
 
     def _evaluate(self, step: int) -> dict[str, float] | None:
-        return self.evaluations and self.evaluations.at(step, self.state.params)
+        return self.evaluations and self.evaluations.at(step, self.state.whole())
 
     def _save(self) -> None:
         ahead = None

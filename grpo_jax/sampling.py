@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from grpo_jax.ops import draws, support
 from grpo_jax.ops.log_probs import token_log_probs
-from grpo_jax.policy import Policy
+from grpo_jax.policy import Policy, Prefix
 from grpo_jax.types import Params, Prompts, Rollout
 
 
@@ -118,15 +118,17 @@ def sample_groups(
         return drawn, alive & ~jnp.isin(token, stop_ids)
 
     def unfinished(carry):
-        t, _, alive, _ = carry
+        t, _, alive, _, _ = carry
         return (t < sampling.max_new_tokens) & alive.any()
 
     def decode(carry):
-        t, drawn, alive, cache = carry
+        t, drawn, alive, cache, routing = carry
         last = jax.lax.dynamic_slice_in_dim(drawn[0], t - 1, 1, axis=2)
         hidden, cache = policy.extend(params, prefix, last, cache)
+        if routing is not None:
+            routing = routing.at[:, :, t - 1].set(cache.routing[:, :, 0])
         drawn, alive = write(t, hidden[:, :, 0], drawn, alive)
-        return t + 1, drawn, alive, cache
+        return t + 1, drawn, alive, cache, routing
 
     drawn = (
         jnp.full(shape, sampling.pad_id, jnp.int32),
@@ -139,13 +141,34 @@ def sample_groups(
         drawn += (jnp.zeros((*shape, -(-vocab_size // 8)), jnp.uint8),)
     first_hidden = jnp.broadcast_to(last_hidden[:, None], (*shape[:2], last_hidden.shape[-1]))
     drawn, alive = write(0, first_hidden, drawn, jnp.ones(shape[:2], bool))
+    routing = no_routing(prefix, shape)
     if sampling.max_new_tokens > 1:
-        carry = (jnp.int32(1), drawn, alive, cache)
-        _, drawn, alive, _ = jax.lax.while_loop(unfinished, decode, carry)
+        carry = (jnp.int32(1), drawn, alive, cache, routing)
+        _, drawn, alive, _, routing = jax.lax.while_loop(unfinished, decode, carry)
     completion, mask, log_probs, log_mass, *kept = drawn
     return Rollout(
-        prompts.tokens, prompts.mask, completion, mask, log_probs, log_mass, alive, *kept
+        prompts.tokens,
+        prompts.mask,
+        completion,
+        mask,
+        log_probs,
+        log_mass,
+        alive,
+        kept[0] if kept else None,
+        prompt_routing=None if routing is None else prefix.routing,
+        routing=None if routing is None else jnp.where(followed(mask), routing, 0),
     )
+
+
+def followed(mask: jax.Array) -> jax.Array:
+    """Tokens that another one follows, [P, G, T, 1, 1] bool."""
+    return jnp.pad(mask[:, :, 1:], [(0, 0), (0, 0), (0, 1)])[..., None, None]
+
+
+def no_routing(prefix: Prefix, shape: tuple[int, ...]) -> jax.Array | None:
+    """A place for the experts of completions [P, G, T], where the network keeps them, else None."""
+    like = getattr(prefix, "routing", None)
+    return None if like is None else jnp.zeros([*shape, *like.shape[-2:]], like.dtype)
 
 
 def draw_tokens(

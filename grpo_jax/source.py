@@ -22,19 +22,23 @@ class Source:
 
     Attributes:
         network: the model.
-        params: its parameters.
+        trained: its parameters, as far as they are trained.
+        params: all of them, as the policy takes them.
         step: of the checkpoint; 0 for a model.
         module: the experiment whose questions are meant, if any.
         config: that experiment's values: the run's, or its defaults.
+        objective: of a run, what its objective was made of.
         rewards: the weight of each reward function of the run; empty where there is none.
     """
 
     network: "Network"
+    trained: Any
     params: Any
     step: int
     module: ModuleType | None
     config: Any
     rewards: dict[str, float] = dataclasses.field(default_factory=dict)
+    objective: dict[str, str] = dataclasses.field(default_factory=dict)
 
 
 def load_source(source: str, experiment: str = "") -> Source:
@@ -55,12 +59,17 @@ def load_source(source: str, experiment: str = "") -> Source:
         saved = read_config(Path(source))
     except ValueError:
         from grpo_jax.models.network import pretrained
+        from grpo_jax.models.settings import DEFAULTS, Settings
 
-        network = pretrained(source)
-        return Source(network, network.load(), 0, module, module.Config() if module else None)
+        settings = Settings.of(module.Config()) if module else DEFAULTS
+        settings = dataclasses.replace(DEFAULTS, longest=settings.longest)
+        network = pretrained(source, settings)
+        params = network.load()
+        return Source(network, params, params, 0, module, module.Config() if module else None)
 
     from grpo_jax.checkpoints import Checkpoints
     from grpo_jax.models.network import pretrained
+    from grpo_jax.models.settings import Settings
 
     checkpoints_directory = Path(source) / "checkpoints"
     if not checkpoints_directory.is_dir():
@@ -77,16 +86,17 @@ def load_source(source: str, experiment: str = "") -> Source:
     network = (
         own(config)
         if own
-        else pretrained(config.model, config.compute_dtype, config.attention_kernels)
+        else pretrained(config.model, Settings.of(config, date=saved["started"][:10]))
     )
     checkpoints = Checkpoints(checkpoints_directory)
     try:
         step, params = checkpoints.restore_params(network.shapes)
     finally:
         checkpoints.close()
+    found = network, params, network.whole(params), step
     if module is not None:
-        return Source(network, params, step, module, module.Config())
-    return Source(network, params, step, trained, config, saved["rewards"])
+        return Source(*found, module, module.Config())
+    return Source(*found, trained, config, saved["rewards"], saved.get("objective", {}))
 
 
 def experiment_module(name: str) -> ModuleType:

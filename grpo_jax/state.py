@@ -23,13 +23,14 @@ def initial_state(
         # A reference that moves is state; in buffers of its own, since the state is donated.
         network.load() if objective.reference else None,
         objective.initial_coefs(),
+        network.load_frozen() if network.load_frozen else None,
     )
 
 
 def state_shapes(
     network: Network, objective: Objective, optimizer: optax.GradientTransformation
 ) -> TrainState:
-    """The same as shapes and dtypes, without reading any weights."""
+    """The same as shapes and dtypes, without reading any weights, as far as checkpoints hold it."""
     return TrainState(
         network.shapes,
         jax.eval_shape(optimizer.init, network.shapes),

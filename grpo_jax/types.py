@@ -13,6 +13,8 @@ import jax.numpy as jnp
 
 Params = Any
 """The parameters of a policy: a nested dict of arrays."""
+STACK = "layers"
+"""Under which they have those of all layers as one array (`models.stacking`)."""
 
 
 @jax.tree_util.register_dataclass
@@ -49,6 +51,10 @@ class Rollout:
         truncated: [P, G] bool, ended by length and not by an end token.
         support: [P, G, T, ceil(V / 8)] uint8, the tokens that could be drawn, one bit each
             (`ops.support.pack`), none of them outside the mask; or None where it was not kept.
+        prompt_routing: [P, L, M, k] uint, the experts that each token of the prompt took in M
+            layers; training takes the same again. None where it was not kept.
+        routing: [P, G, T, M, k] uint, of each token of the completion but the last one drawn, which
+            never went through the network.
     """
 
     prompt: jax.Array
@@ -59,6 +65,8 @@ class Rollout:
     support_log_mass: jax.Array
     truncated: jax.Array
     support: jax.Array | None = None
+    prompt_routing: jax.Array | None = None
+    routing: jax.Array | None = None
 
     @staticmethod
     def from_arrays(
@@ -127,11 +135,14 @@ class TrainState:
     """All that an update changes and a checkpoint holds; arrays only.
 
     Attributes:
-        params: the policy's parameters.
+        params: the policy's parameters, as far as they are trained.
         opt_state: Optax's.
         step: int32 scalar, steps finished (one step is one phase of sampling and its updates).
         key: the base key, never consumed: step n uses what is folded in from n.
         ref_params: the reference's parameters where the objective moves them, else None.
+        frozen: parameters that no update changes, where `params` are all that is trained (adapters
+            beside a network): then the policy takes `whole`. No checkpoint holds them. None where
+            all parameters are trained.
         coefs: coefficients that follow a measurement (`kl`, `entropy`), float32 scalars; empty
             where none does.
     """
@@ -142,3 +153,9 @@ class TrainState:
     key: jax.Array
     ref_params: Params | None = None
     coefs: dict[str, jax.Array] = dataclasses.field(default_factory=dict)
+    frozen: Params | None = None
+
+    def whole(self, params: Params | None = None) -> Params:
+        """What the policy takes: `params`, or those of the state, with the frozen beside them."""
+        params = self.params if params is None else params
+        return params if self.frozen is None else {"trained": params, "frozen": self.frozen}

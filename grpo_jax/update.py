@@ -37,7 +37,14 @@ def minibatches(batch: Batch, num_minibatches: int, num_epochs: int = 1) -> Iter
 
 @functools.partial(
     jax.jit,
-    static_argnames=("policy", "objective", "optimizer", "temperature", "micro_batch_tokens"),
+    static_argnames=(
+        "policy",
+        "objective",
+        "optimizer",
+        "temperature",
+        "micro_batch_tokens",
+        "balance_coef",
+    ),
     donate_argnames="state",
 )
 def update(
@@ -50,6 +57,7 @@ def update(
     key: jax.Array | None = None,
     temperature: float = 1.0,
     micro_batch_tokens: int = 0,
+    balance_coef: float = 0.0,
 ) -> tuple[TrainState, Measures]:
     """One optimizer step on a (mini-)batch of whole groups.
 
@@ -59,11 +67,14 @@ def update(
         optimizer: gradient clipping, schedule and all.
         state: its buffers are donated: use the returned one.
         batch: P groups, with weights of their own if they are a part of a larger step.
-        key: for an objective that draws random numbers.
+        key: for an objective or a network that draws random numbers.
         temperature: the sampler's.
         micro_batch_tokens: tokens whose activations are held at once (prompts once, completions
             each, padding included), in whole groups, at least one; 0 chooses by the memory of the
-            machine. The result is the same up to rounding.
+            machine. The result is the same up to rounding, and but for dropout, which is drawn anew
+            for each part.
+        balance_coef: of the mean over completions of how unevenly their tokens fall on experts
+            (`ops.routing.load_balance`); a network of experts alone can have one.
 
     Returns:
         the new state, and metrics: `loss`, `grad_norm`, the objective's measures, `entropy`,
@@ -81,21 +92,25 @@ def update(
             f"{function_of(objective.surrogate).__name__} looks at all tokens of a step at once; "
             "take 0, or smaller steps (num_minibatches)"
         )
-    groups = groups_at_once(batch.rollout, state.params, micro_batch_tokens)
+    groups = groups_at_once(batch.rollout, state.whole(), micro_batch_tokens)
     part_size = num_prompts if objective.of_the_whole_step else groups
     mask = batch.rollout.completion_mask if batch.mask is None else batch.mask
     if batch.weights is None:
         # From the mask of the whole step: parts of it then add up.
         batch = dataclasses.replace(batch, weights=call(objective.weights, {"mask": mask}))
 
-    def loss_fn(params: Params, part: Batch) -> tuple[jax.Array, Measures]:
+    def loss_fn(params: Params, part: Batch, number: jax.Array | int) -> tuple[jax.Array, Measures]:
+        whole = state.whole(params)
+        if policy.with_noise is not None and key is not None:
+            whole = policy.with_noise(whole, jax.random.fold_in(key, number))
         said = completion_log_probs(
             policy,
-            params,
+            whole,
             part.rollout,
             temperature=temperature,
             with_entropy=True,
             entropy_gradient=objective.has_entropy_bonus,  # else for the record only
+            with_balance=balance_coef > 0,
         )
         loss, measured = objective.loss_and_measures(
             said.log_probs,
@@ -115,21 +130,30 @@ def update(
         mismatch = jnp.where(part.rollout.completion_mask, jnp.abs(drawn - anchor), 0.0)
         measured |= {"entropy": jnp.where(counted, said.entropy, 0.0).sum()}
         measured |= {"sampler_mismatch/mean": jnp.where(counted, mismatch, 0.0).sum()}
+        if said.balance is not None:
+            loss += balance_coef * said.balance.sum() / (num_prompts * group_size)
+            by_token = jnp.where(counted, said.balance[..., None], 0.0)
+            measured |= {"router/balance": by_token.sum()}
         measured |= {"sampler_mismatch/max": mismatch.max(), "loss": loss}
         return loss, jax.lax.stop_gradient(measured)
 
     grad_fn = jax.grad(loss_fn, has_aux=True)
     if part_size >= num_prompts:
-        grads, measured = grad_fn(state.params, batch)
+        grads, measured = grad_fn(state.params, batch, 0)
     else:
         parts = in_parts(batch, part_size)
+        numbers = jnp.arange(jax.tree.leaves(parts)[0].shape[0])
 
-        def accumulate(grads: Params, part: Batch):
-            new, aux = grad_fn(state.params, part)
-            return jax.tree.map(jnp.add, grads, new), aux
+        def accumulate(grads: Params, numbered: tuple[Batch, jax.Array]):
+            new, aux = grad_fn(state.params, *numbered)
+            # In the type of the sums: those of bfloat16 parameters are float32.
+            return jax.tree.map(lambda sum_, x: sum_ + x.astype(sum_.dtype), grads, new), aux
 
-        zeros = jax.tree.map(jnp.zeros_like, state.params)
-        grads, stacked = jax.lax.scan(accumulate, zeros, parts)
+        def zeros(x: jax.Array) -> jax.Array:
+            return jnp.zeros(x.shape, jnp.promote_types(x.dtype, jnp.float32))
+
+        start = jax.tree.map(zeros, state.params)
+        grads, stacked = jax.lax.scan(accumulate, start, (parts, numbers))
         measured = combined(stacked)
 
     loss = measured.pop("loss")

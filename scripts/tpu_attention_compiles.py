@@ -59,9 +59,10 @@ def main() -> None:
         def plain(query, keys, values, *prompt):
             keys, values = keys.transpose(0, 2, 1, 4, 3), values.swapaxes(1, 2)
             if prompt:
-                prompt = (prompt[0].swapaxes(2, 3), *prompt[1:])
+                prompt = (prompt[0].swapaxes(2, 3), prompt[1], prompt[2][:, None, None])
             causal = jnp.tri(query.shape[2], dtype=bool)[None, None]
-            return group_attention(query, keys, values, causal, *prompt)
+            scale = query.shape[-1] ** -0.5
+            return group_attention(query, keys, values, causal, *prompt, scale=scale)
 
         for label, attention in [("splash", kernel), ("plain", plain)]:
 

@@ -6,10 +6,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from grpo_jax.models.decoder import DecoderConfig, decoder_policy, init_params
+from grpo_jax.models.config import DecoderConfig
+from grpo_jax.models.decoder import decoder_policy, init_params
 from grpo_jax.types import Prompts
 
-CONFIG = DecoderConfig(
+CONFIG = DecoderConfig.llama(
     vocab_size=53,
     hidden_size=32,
     intermediate_size=48,

@@ -19,7 +19,7 @@ from safetensors.numpy import load_file
 from experiments import toy
 from grpo_jax import cli, evaluate, runner, source
 from grpo_jax.checkpoints import Checkpoints
-from grpo_jax.models import hf
+from grpo_jax.models.loading import WEIGHTS
 from grpo_jax.models.network import pretrained
 
 SMALL = ("--num-prompts", "4", "--group-size", "4", "--learning-rate", "0.01")
@@ -268,19 +268,24 @@ def test_export_writes_a_model_directory_with_the_runs_parameters(grpo, refusal,
     grpo("run", letters / "letters.py", *where, *fields)
     assert grpo("export", letters / "run", target) == [{"directory": str(target), "step": 1}]
     original = letters / "model"
-    assert {path.name for path in target.iterdir()} == {path.name for path in original.iterdir()}
-    for name in ("tokenizer.json", "tokenizer_config.json", "generation_config.json"):
+    names = {path.name for path in original.iterdir()}
+    assert {path.name for path in target.iterdir()} == names | {"README.md"}
+    for name in ("tokenizer.json", "tokenizer_config.json"):
         assert (target / name).read_bytes() == (original / name).read_bytes()
+    generation, before = (
+        json.loads((place / "generation_config.json").read_text()) for place in (target, original)
+    )
+    assert generation == before | {"eos_token_id": [2]}
     config = json.loads((original / "config.json").read_text())
     assert json.loads((target / "config.json").read_text()) == config | {"dtype": "float32"}
 
-    tensors, before = load_file(target / hf.WEIGHTS), load_file(original / hf.WEIGHTS)
+    tensors, before = load_file(target / WEIGHTS), load_file(original / WEIGHTS)
     assert tensors.keys() == before.keys()
     for name, tensor in tensors.items():
         assert tensor.dtype == np.float32
         assert tensor.shape == before[name].shape
         assert not np.array_equal(tensor, before[name]), f"{name} was not trained"
-    with safe_open(target / hf.WEIGHTS, framework="np") as file:
+    with safe_open(target / WEIGHTS, framework="np") as file:
         assert file.metadata() == {"format": "pt"}
 
     network = pretrained(str(target))

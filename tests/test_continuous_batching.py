@@ -14,7 +14,9 @@ from grpo_jax.models.decoder import decoder_policy, init_params
 from grpo_jax.policy import Policy
 from grpo_jax.sampling import Sampling, prompt_keys, sample_groups
 
-CONFIG = dataclasses.replace(networks.CONFIG, num_layers=1, num_heads=2, num_kv_heads=1)
+CONFIG = dataclasses.replace(
+    networks.CONFIG, layers=networks.CONFIG.layers[:1], num_heads=2, num_kv_heads=1
+)
 POLICY = decoder_policy(CONFIG)
 PARAMS = init_params(CONFIG, jax.random.key(0))
 PARAMS["head"] *= 3  # some tokens are much likelier than others

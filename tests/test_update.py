@@ -123,12 +123,17 @@ def test_gradient_by_finite_differences():
             jax.tree.map(lambda a, b, d: ((a - b) * d).sum(), params, state.params, direction)
         )
     )
-    size = 2.5e-4
-    up, down = (
-        loss(jax.tree.map(lambda p, d: p + sign * size * d, params, direction))  # noqa: B023
-        for sign in (1, -1)
-    )
-    np.testing.assert_allclose(along, (up - down) / (2 * size), rtol=1e-2)
+
+    def slope(size):
+        up, down = (
+            loss(jax.tree.map(lambda p, d: p + sign * size * d, params, direction))  # noqa: B023
+            for sign in (1, -1)
+        )
+        return (up - down) / (2 * size)
+
+    # The error falls with the square of the step: two of them take its first term away.
+    found = (4 * slope(1.25e-4) - slope(2.5e-4)) / 3
+    np.testing.assert_allclose(along, found, rtol=3e-3)
 
 
 def test_metrics_of_a_first_update():
@@ -211,7 +216,9 @@ def test_scoring_in_parts_is_scoring_the_whole(groups_at_once):
     asked = {"with_entropy": True, "with_sum_sq_probs": True, "temperature": 0.7}
     whole = completion_log_probs(*args, rollout, **asked)
     parts = completion_log_probs(*args, rollout, groups_at_once=groups_at_once, **asked)
-    for name, expected in whole._asdict().items():
+    found = {name: x for name, x in whole._asdict().items() if x is not None}
+    assert len(found) == 4
+    for name, expected in found.items():
         np.testing.assert_allclose(getattr(parts, name), expected, atol=1e-5, err_msg=name)
 
 

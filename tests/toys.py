@@ -20,8 +20,9 @@ from experiments import toy
 from grpo_jax import runner, tasks
 from grpo_jax.checkpoints import Checkpoints
 from grpo_jax.launch import plain_errors
-from grpo_jax.models.decoder import DecoderConfig
+from grpo_jax.models.config import DecoderConfig
 from grpo_jax.models.network import Network, from_scratch
+from grpo_jax.models.settings import Settings
 from grpo_jax.run_directory import CLOCK
 from grpo_jax.state import state_shapes
 from grpo_jax.tasks.max_of_three import ALPHABET
@@ -33,7 +34,7 @@ SMALL = {"num_prompts": 4, "group_size": 4, "eval_questions": 0, "show_every": 0
 
 def fresh_network(seed=0) -> Network:
     tokenizer = CharTokenizer(ALPHABET)
-    shape = DecoderConfig(
+    shape = DecoderConfig.llama(
         vocab_size=len(tokenizer),
         hidden_size=16,
         intermediate_size=24,
@@ -42,7 +43,7 @@ def fresh_network(seed=0) -> Network:
         num_kv_heads=1,
         head_dim=8,
     )
-    return from_scratch(shape, tokenizer, seed=seed)
+    return from_scratch(shape, tokenizer, Settings(seed=seed))
 
 
 @functools.cache
@@ -70,6 +71,7 @@ def make_optimizer(config):
     """The runner's own, but the same object for configs from which it is the same function."""
     plain = toy.Config()
     names = ("learning_rate", "warmup_steps", "weight_decay", "clip_norm", "lr_schedule")
+    names += ("moment_dtype",)
     if config.lr_schedule != "constant":
         names += ("steps", "num_minibatches", "num_epochs", "num_prompts")
     return _optimizer(dataclasses.replace(plain, **{name: getattr(config, name) for name in names}))

@@ -1,6 +1,6 @@
-"""Attention of a group's completions over their shared prompt and themselves, and rotary positions.
+"""Attention of a group's completions over their shared prompt and themselves.
 
-K key/value heads, R query heads to each, H channels a head.
+K key/value heads, R query heads to each, H channels a key, V a value.
 """
 
 import functools
@@ -10,46 +10,6 @@ import jax
 import jax.numpy as jnp
 
 
-def rotary_angles(
-    positions: jax.Array, *, head_dim: int, theta: float
-) -> tuple[jax.Array, jax.Array]:
-    """Cosine and sine of position · theta^(-2i/H), for each pair of channels.
-
-    Args:
-        positions: [..., S] int.
-        head_dim: H, even.
-        theta: the base of the frequencies (`rope_theta`).
-
-    Returns:
-        Two arrays [..., S, 1, H/2] float32; the same for all heads and layers.
-    """
-    half = head_dim // 2
-    frequencies = theta ** (-jnp.arange(half, dtype=jnp.float32) / half)
-    # A product of scalars and not a matrix product: on TPU that would round angles to bfloat16.
-    frequencies = jnp.expand_dims(frequencies, range(positions.ndim + 1))
-    angles = positions[..., None, None].astype(jnp.float32) * frequencies
-    # XLA would rather compute them again in each layer than keep them.
-    return jax.lax.optimization_barrier((jnp.cos(angles), jnp.sin(angles)))
-
-
-def rotary(x: jax.Array, angles: tuple[jax.Array, jax.Array]) -> jax.Array:
-    """Turns each pair of channels (i, i + H/2) by the angle of its position.
-
-    Args:
-        x: [..., S, heads, H] float, H even.
-        angles: of `rotary_angles`.
-
-    Returns:
-        As `x`.
-
-    Reference: RoFormer, arXiv:2104.09864, equation 34, in the half-split layout of Llama
-    checkpoints on the Hugging Face hub.
-    """
-    cos, sin = (part.astype(x.dtype) for part in angles)
-    low, high = jnp.split(x, 2, axis=-1)
-    return jnp.concatenate([low * cos - high * sin, high * cos + low * sin], axis=-1)
-
-
 def group_attention(
     query: jax.Array,
     keys: jax.Array,
@@ -57,7 +17,10 @@ def group_attention(
     visible: jax.Array,
     prompt_keys: jax.Array | None = None,
     prompt_values: jax.Array | None = None,
-    prompt_mask: jax.Array | None = None,
+    prompt_visible: jax.Array | None = None,
+    *,
+    scale: float,
+    cap: float = 0.0,
 ) -> jax.Array:
     """One softmax over the prompt's keys, shared by the group, and each completion's own.
 
@@ -67,29 +30,34 @@ def group_attention(
     Args:
         query: [P, G, S, K, R, H] float, the queries of S consecutive tokens.
         keys: [P, K, G, H, T] float, the completions' own, in any order of slots.
-        values: [P, K, G, T, H] float.
+        values: [P, K, G, T, V] float.
         visible: [P or 1, G or 1, S, T] bool, the slots that each query sees; at least one.
         prompt_keys: [P, K, H, L] float, or None where no prompt comes before (in the prompt).
-        prompt_values: [P, K, L, H] float.
-        prompt_mask: [P, L] bool, True on real tokens.
+        prompt_values: [P, K, L, V] float.
+        prompt_visible: [P, G or 1, S or 1, L] bool, the tokens of the prompt that each query sees.
+        scale: scores are multiplied by it.
+        cap: c of c · tanh(score / c), which scores go through before the softmax; 0 for none.
 
     Returns:
-        [P, G, S, K, R, H], in the type of `values`.
+        [P, G, S, K, R, V], in the type of `values`.
     """
     num_prompts, group_size, num_queries, kv_heads, ratio, width = query.shape
     query = query.transpose(0, 3, 1, 2, 4, 5)  # [P, K, G, S, R, H]
     own = query.reshape(num_prompts, kv_heads, group_size, num_queries * ratio, width)
     parts = [(own, keys, values, visible[:, None, :, :, None])]
-    if prompt_keys is not None and prompt_values is not None and prompt_mask is not None:
+    if prompt_keys is not None and prompt_values is not None and prompt_visible is not None:
         shared = own.reshape(num_prompts, kv_heads, -1, width)
-        parts.append((shared, prompt_keys, prompt_values, prompt_mask[:, None, None, None, None]))
+        mask = prompt_visible[:, None, :, :, None]
+        parts.append((shared, prompt_keys, prompt_values, mask))
 
     rows = (num_prompts, kv_heads, group_size, num_queries, ratio)
-    lowest, scale = jnp.finfo(jnp.float32).min, width**-0.5
+    lowest = jnp.finfo(jnp.float32).min
     scores = []
     for queries, part_keys, _, mask in parts:
         product = jnp.matmul(queries, part_keys, preferred_element_type=jnp.float32)
-        scores.append(jnp.where(mask, product.reshape(*rows, -1) * scale, lowest))
+        score = product.reshape(*rows, -1) * scale
+        score = cap * jnp.tanh(score / cap) if cap else score
+        scores.append(jnp.where(mask, score, lowest))
     # One softmax over the parts: a common maximum, a common sum, and no copy to put them in a row.
     highest = functools.reduce(jnp.maximum, [s.max(axis=-1, keepdims=True) for s in scores])
     weights = [jnp.exp(s - jax.lax.stop_gradient(highest)) for s in scores]
@@ -99,7 +67,7 @@ def group_attention(
             weight.reshape(*queries.shape[:-1], -1).astype(part_values.dtype),
             part_values,
             preferred_element_type=jnp.float32,
-        ).reshape(*rows, width)
+        ).reshape(*rows, values.shape[-1])
         for weight, (queries, _, part_values, _) in zip(weights, parts, strict=True)
     ]
     out = functools.reduce(jnp.add, attended) / total

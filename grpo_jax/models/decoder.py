@@ -1,323 +1,315 @@
-"""A decoder-only transformer of the Llama shape, and its `Policy`.
+"""A decoder-only transformer, all common families by its `DecoderConfig`, and its `Policy`.
 
 Linen declares the parameters; the arithmetic is plain functions on arrays. Layers are separate
 arrays (`layers_0`, ...), so that decoding slices no stack. Kernels are [out, in], as checkpoints
 hold them. Parameters stay in the type they come in; the arithmetic is done in the policy's own.
 """
 
-import dataclasses
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from grpo_jax.models.attention import group_attention, rotary, rotary_angles
-from grpo_jax.models.flash import kernel_here
+from grpo_jax.models.config import DecoderConfig, Layer
+from grpo_jax.models.context import (
+    Cache,
+    Kept,
+    Kind,
+    Prefix,
+    Sight,
+    attend,
+    empty_cache,
+    repacked,
+    sights,
+)
+from grpo_jax.models.experts import MLP, Mixture, Routed
+from grpo_jax.models.latent import LatentAttention
+from grpo_jax.models.layers import PLAIN, Compute, Linear, Norm, project
+from grpo_jax.models.stacking import separated
 from grpo_jax.policy import Policy
-from grpo_jax.types import Params
+from grpo_jax.types import STACK, Params
+
+NARROWED = frozenset(["kernel", "embedding", "head", "score", "down", "up", "gate", "latent_up"])
+"""Parameters that are matrices, by their own names."""
 
 
-@dataclasses.dataclass(frozen=True)
-class DecoderConfig:
-    """The shape of a decoder, and the numbers that its function depends on."""
+class Attention(nn.Module):
+    """Grouped-query attention of one layer."""
 
-    vocab_size: int
-    hidden_size: int
-    intermediate_size: int
-    num_layers: int
-    num_heads: int
-    num_kv_heads: int
-    head_dim: int
-    rope_theta: float = 10_000.0
-    norm_eps: float = 1e-5
-    tie_embeddings: bool = True
+    config: DecoderConfig
+    layer: Layer
+    compute: Compute
 
-    def __post_init__(self):
-        if self.num_heads % self.num_kv_heads:
-            raise ValueError(
-                f"{self.num_heads} query heads do not divide over {self.num_kv_heads} key heads"
-            )
-        if self.head_dim % 2:
-            raise ValueError(f"head_dim is {self.head_dim}; rotary positions need an even one")
+    @nn.compact
+    def __call__(
+        self,
+        x: jax.Array,
+        sight: Sight,
+        prefix: Kept | None,
+        prompt_mask: jax.Array | None,
+        slots: Kept | None,
+        slot: jax.Array | int,
+    ) -> tuple[jax.Array, Kept]:
+        """x [P, G, S, D] -> as much, and the completions' keys and values; the rest as `attend`."""
+        c, rotary, lead = self.config, self.layer.rotary, x.shape[:3]
 
+        def heads(name: str, count: int, *, normed: bool) -> jax.Array:
+            y = Linear(count * c.head_dim, self.compute, c.attention_bias, name=name)(x)
+            norm = Norm(c.norm_eps, c.unit_offset, name=f"{name}_norm") if normed else None
+            y = norm(y) if norm and c.head_norm == "all" else y
+            y = y.reshape(*lead, count, c.head_dim)
+            return norm(y) if norm and c.head_norm == "head" else y
 
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class Prefix:
-    """Of the prompts: keys [P, K, H, L] and values [P, K, L, H] a layer; mask [P, L] bool."""
-
-    keys: tuple[jax.Array, ...]
-    values: tuple[jax.Array, ...]
-    mask: jax.Array
-
-
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class Cache:
-    """Of the completions: keys and values in C slots, a ring.
-
-    Completions that began at different times write into the same slot, so that a token is written
-    as one slice; which slots hold tokens of a completion follows from its length.
-
-    Attributes:
-        keys: [P, K, G, H, C] a layer.
-        values: [P, K, G, C, H] a layer.
-        length: [P, G] int32, tokens of each completion so far.
-        clock: int32 scalar, tokens written side by side since the start; the next go to slot
-            clock mod C, and several at once must not run over the last.
-    """
-
-    keys: tuple[jax.Array, ...]
-    values: tuple[jax.Array, ...]
-    length: jax.Array
-    clock: jax.Array
-
-    def visible(self, num_tokens: int) -> jax.Array:
-        """[P, G, S, C] bool: which slots each of the next S tokens sees, itself included."""
-        token = jnp.arange(num_tokens)
-        age = (self.clock + token[:, None] - jnp.arange(self.capacity)[None]) % self.capacity
-        return age[None, None] <= (self.length[:, :, None] + token[None, None])[..., None]
-
-    @property
-    def capacity(self) -> int:
-        return self.values[0].shape[3]
-
-
-def rms_norm(x: jax.Array, scale: jax.Array, *, eps: float) -> jax.Array:
-    """x / sqrt(mean(x²) + eps) · scale over the last axis, in float32. arXiv:1910.07467."""
-    wide = x.astype(jnp.float32)
-    wide = wide * jax.lax.rsqrt(jnp.square(wide).mean(axis=-1, keepdims=True) + eps)
-    return (wide * jnp.expand_dims(scale, range(x.ndim - 1))).astype(x.dtype)
-
-
-def project(x: jax.Array, kernel: jax.Array, dtype: Any = None) -> jax.Array:
-    """x [..., in] times kernel [out, in] in the type of x, as one product of two matrices.
-
-    With the leading axes kept, XLA's backward pass on CPU makes batched products of it. The result
-    is of the type of x, or of `dtype`: sums are float32 in any case, and then not rounded.
-    """
-    rows = x.reshape(-1, x.shape[-1])
-    few = functools.partial(_few_rows, dtype=dtype)
-    many = functools.partial(_many_rows, dtype=dtype)
-    if rows.shape[0] <= _FEW_ROWS:
-        product = jax.lax.platform_dependent(rows, kernel.astype(x.dtype), cpu=few, default=many)
-    else:
-        product = many(rows, kernel.astype(x.dtype))
-    return product.reshape(*x.shape[:-1], kernel.shape[0])
-
-
-_FEW_ROWS = 256
-
-
-def _many_rows(rows: jax.Array, kernel: jax.Array, dtype: Any) -> jax.Array:
-    return jnp.matmul(rows, kernel.T, preferred_element_type=dtype)
-
-
-def _few_rows(rows: jax.Array, kernel: jax.Array, dtype: Any) -> jax.Array:
-    """XLA's product on CPU is faster with the long side first, the more so the fewer the rows; the
-    barriers keep it from writing the product the other way round."""
-    barrier = jax.lax.optimization_barrier
-    return barrier(jnp.matmul(kernel, barrier(rows.T), preferred_element_type=dtype)).T
+        query = heads("query", c.num_heads, normed=bool(c.head_norm))
+        key = heads("key", c.num_kv_heads, normed=bool(c.head_norm))
+        value = heads("value", c.num_kv_heads, normed=False)
+        if rotary is not None and sight.angles is not None:
+            query, key = (rotary.turn(y, sight.angles) for y in (query, key))
+        attended, kept = attend(
+            query.reshape(*lead, c.num_kv_heads, -1, c.head_dim),
+            self.compute.kept(key),
+            self.compute.kept(value),
+            sight,
+            prefix,
+            prompt_mask,
+            slots,
+            slot,
+            scale=c.scale,
+            cap=c.score_cap,
+            kernels=self.compute.kernels,
+        )
+        output = Linear(c.hidden_size, self.compute, c.output_bias, name="output")
+        return output(attended.reshape(*lead, -1)), kept
 
 
 class Block(nn.Module):
-    """Attention and a gated MLP, each after a norm and added to its input."""
+    """Attention and an MLP or experts, each added to the stream, with norms before or after."""
 
     config: DecoderConfig
-    kernels: bool = True
+    layer: Layer
+    compute: Compute
 
-    def setup(self):
+    @nn.compact
+    def __call__(
+        self, x: jax.Array, replayed: jax.Array | None, *seen: Any
+    ) -> tuple[jax.Array, tuple[Kept, Routed | None]]:
+        """x [P, G, S, D], experts to take again, and what `Attention` takes besides -> as much, the
+        completions' keys and values, what a router said."""
         c = self.config
-        normal = nn.initializers.lecun_normal(in_axis=-1, out_axis=-2)
-        ones = nn.initializers.ones
-        inner, kv = c.num_heads * c.head_dim, c.num_kv_heads * c.head_dim
-        self.attention_norm = self.param("attention_norm", ones, (c.hidden_size,))
-        self.query = self.param("query", normal, (inner, c.hidden_size))
-        self.key = self.param("key", normal, (kv, c.hidden_size))
-        self.value = self.param("value", normal, (kv, c.hidden_size))
-        self.output = self.param("output", normal, (c.hidden_size, inner))
-        self.mlp_norm = self.param("mlp_norm", ones, (c.hidden_size,))
-        self.gate = self.param("gate", normal, (c.intermediate_size, c.hidden_size))
-        self.up = self.param("up", normal, (c.intermediate_size, c.hidden_size))
-        self.down = self.param("down", normal, (c.hidden_size, c.intermediate_size))
 
-    def __call__(self, x, angles, visible, prefix, slots, slot):
-        """One layer over S tokens.
+        def normed(y: jax.Array, name: str, *, wanted: bool) -> jax.Array:
+            return Norm(c.norm_eps, c.unit_offset, name=name)(y) if wanted else y
 
-        Args:
-            x: [P, G, S, D].
-            angles: of their positions.
-            visible: which slots they see (`group_attention`).
-            prefix: (keys, values, mask) of the prompts, or None.
-            slots: (keys, values) of a `Cache`, to write into from `slot`, or None.
-            slot: int32 scalar.
+        kind = LatentAttention if c.latent else Attention
+        h = normed(x, "attention_norm", wanted=c.norm_before)
+        h, kept = kind(c, self.layer, self.compute, name="attention")(h, *seen)
+        x = x + normed(h, "attention_out_norm", wanted=c.norm_after)
 
-        Returns:
-            [P, G, S, D], and the completions' keys and values with these tokens in.
-        """
-        c = self.config
-        lead = x.shape[:3]
-        h = rms_norm(x, self.attention_norm, eps=c.norm_eps)
-        query = project(h, self.query).reshape(*lead, c.num_heads, c.head_dim)
-        key = project(h, self.key).reshape(*lead, c.num_kv_heads, c.head_dim)
-        value = project(h, self.value).reshape(*lead, c.num_kv_heads, c.head_dim)
-        query, key = rotary(query, angles), rotary(key, angles)
-        keys, values = key.transpose(0, 3, 1, 4, 2), value.transpose(0, 3, 1, 2, 4)
-        if slots is not None:
-            write = jax.lax.dynamic_update_slice_in_dim
-            keys, values = write(slots[0], keys, slot, 4), write(slots[1], values, slot, 3)
-        query = query.reshape(*lead, c.num_kv_heads, -1, c.head_dim)
-        kernel = None
-        if self.kernels and slots is None:
-            kernel = kernel_here(query, prefix[2].shape[1] if prefix else 0)
-        if kernel is None:
-            attended = group_attention(
-                query, keys, values, visible, *(prefix or (None, None, None))
-            )
+        h = normed(x, "mlp_norm", wanted=c.norm_before)
+        routed = None
+        if self.layer.experts is None:
+            h = MLP(c.intermediate_size, self.compute, c.mlp_bias, c.gelu, name="mlp")(h)
         else:
-            prompt = (prefix[0].swapaxes(2, 3), *prefix[1:]) if prefix else ()
-            attended = kernel(query, key.swapaxes(2, 3), value.swapaxes(2, 3), *prompt)
-        x = x + project(attended.reshape(*lead, -1), self.output)
-        h = rms_norm(x, self.mlp_norm, eps=c.norm_eps)
-        return x + project(jax.nn.silu(project(h, self.gate)) * project(h, self.up), self.down), (
-            keys,
-            values,
-        )
+            h, routed = Mixture(self.layer.experts, self.compute, name="mlp")(h, replayed)
+        return x + normed(h, "mlp_out_norm", wanted=c.norm_after), (kept, routed)
+
+
+def rematerialised(what: str) -> type[Block]:
+    """`Block`, of which a backward pass computes so much again (`Compute.remat`)."""
+    if what == "none":
+        return Block
+    policies = jax.checkpoint_policies
+    keep = {"all": policies.nothing_saveable, "all but products": policies.dots_saveable}
+    return nn.remat(Block, policy=keep[what])
+
+
+def _scanned(block: type[Block], num_layers: int) -> Any:
+    scan: Any = nn.scan  # its axes are said to be integers, and may be trees
+    return scan(
+        block,
+        variable_axes={"params": 0, "adapters": 0},
+        split_rngs={"params": True, "dropout": True},
+        in_axes=(0, nn.broadcast, 0, nn.broadcast, nn.broadcast, nn.broadcast),
+        length=num_layers,
+    )
 
 
 class Decoder(nn.Module):
-    """The whole network; `prefill`, `extend` and `unembed` are the seam of `policy.py`."""
+    """The whole network; `prefill`, `extend` and `unembed` are the seam of `policy.py`.
+
+    `stacked` runs its layers as one loop, over parameters as `stacked` has them; without a cache.
+    """
 
     config: DecoderConfig
-    dtype: Any = jnp.float32
-    kernels: bool = True
+    compute: Compute = PLAIN
+    stacked: bool = False
 
     def setup(self):
         c = self.config
         normal = nn.initializers.normal(0.02)
         self.embedding = self.param("embedding", normal, (c.vocab_size, c.hidden_size))
-        self.layers = [Block(c, self.kernels) for _ in range(c.num_layers)]
-        self.norm = self.param("norm", nn.initializers.ones, (c.hidden_size,))
-        if not c.tie_embeddings:
+        block = rematerialised(self.compute.remat)
+        # The name of either is that of its parameters, `layers` or `layers_0`, ...
+        self.layers: Any = (
+            _scanned(block, c.num_layers)(c, c.layers[0], self.compute)
+            if self.stacked
+            else [block(c, layer, self.compute) for layer in c.layers]
+        )
+        self.norm = Norm(c.norm_eps, c.unit_offset)
+        if c.num_labels:
+            self.scores = self.param("score", normal, (c.num_labels, c.hidden_size))
+        elif not c.tie_embeddings:
             self.head = self.param("head", normal, (c.vocab_size, c.hidden_size))
 
-    def prefill(self, tokens, mask):
+    def prefill(self, tokens, mask, replayed=None):
         """The prompts [P, L] by themselves -> Prefix, the last real token's hidden state [P, D]."""
         positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
+        if replayed is not None:
+            replayed = replayed[:, None]
         # A prompt is a group of one completion that follows nothing. Padding is on the right, so
         # causality alone keeps it from real tokens; the mask matters to those who come after.
-        hidden, keys, values = self._trunk(tokens[:, None], positions[:, None], None, None)
+        hidden, kept, routed = self._trunk(
+            tokens[:, None], positions[:, None], None, None, replayed
+        )
         last = jnp.maximum(mask.sum(axis=1) - 1, 0)
         last_hidden = jnp.take_along_axis(hidden[:, 0], last[:, None, None], axis=1)[:, 0]
-        first_of_one = [tuple(x[:, :, 0] for x in xs) for xs in (keys, values)]
-        return Prefix(*first_of_one, mask=mask), last_hidden
+        dtype = jnp.dtype(self.compute.cache_dtype or self.compute.dtype)
+        keys, values = (tuple(x[:, :, 0].astype(dtype) for x in xs) for xs in kept)
+        routing = taken_of(routed)[:, 0] if self.compute.keep_routing and routed else None
+        return Prefix(keys, values, mask, routing), last_hidden
 
-    def extend(self, prefix, tokens, cache=None):
-        """Tokens [P, G, S] after their prompts and the cache -> hidden [P, G, S, D], cache."""
+    def extend(self, prefix, tokens, cache=None, replayed=None):
+        """Tokens [P, G, S] after their prompts and the cache -> hidden [P, G, S, D], cache; without
+        a cache, what routers said of them [M, P, G, S], or None."""
         first = prefix.mask.sum(axis=1)[:, None] + (0 if cache is None else cache.length)
         positions = first[:, :, None] + jnp.arange(tokens.shape[2])[None, None]
         positions = jnp.broadcast_to(positions, tokens.shape)
-        hidden, keys, values = self._trunk(tokens, positions, prefix, cache)
-        if cache is not None:
-            new = tokens.shape[2]
-            cache = Cache(keys, values, cache.length + new, cache.clock + new)
-        return hidden, cache
+        hidden, (keys, values), routed = self._trunk(tokens, positions, prefix, cache, replayed)
+        if cache is None:
+            return hidden, jax.tree.map(
+                lambda *layers: jnp.stack(layers), *routed
+            ) if routed else None
+        new = tokens.shape[2]
+        routing = taken_of(routed) if cache.routing is not None else None
+        return hidden, Cache(keys, values, cache.length + new, cache.clock + new, routing)
 
     def unembed(self, hidden):
-        """Hidden [..., D] -> logits [..., V] float32."""
-        head = self.embedding if self.config.tie_embeddings else self.head
-        return project(hidden, head, jnp.float32)
+        """Hidden [..., D] -> logits [..., V] float32; scores [..., labels] of a score head."""
+        c = self.config
+        if c.num_labels:
+            return project(hidden, self.scores, jnp.float32)
+        head = self.embedding if c.tie_embeddings else self.head
+        logits = project(hidden, head, jnp.float32)
+        return c.logit_cap * jnp.tanh(logits / c.logit_cap) if c.logit_cap else logits
 
-    def _trunk(self, tokens, positions, prefix, cache):
-        c, count = self.config, tokens.shape[2]
-        if cache is None:
-            visible, slot = jnp.tri(count, dtype=bool)[None, None], 0
-        else:  # the barrier: once for all layers
-            visible = jax.lax.optimization_barrier(cache.visible(count))
-            slot = cache.clock % cache.capacity
-        x = self.embedding[tokens].astype(self.dtype)
-        angles = rotary_angles(positions, head_dim=c.head_dim, theta=c.rope_theta)
-        keys, values = [], []
-        for i, layer in enumerate(self.layers):
-            shared = None if prefix is None else (prefix.keys[i], prefix.values[i], prefix.mask)
+    def _trunk(self, tokens, positions, prefix, cache, replayed):
+        """-> hidden, (keys, values) a layer, what the routers of M layers said."""
+        c, dtype = self.config, jnp.dtype(self.compute.dtype)
+        slot = 0 if cache is None else cache.clock % cache.capacity
+        kinds = [Kind(layer.rotary, layer.window) for layer in c.layers]
+        sight = sights(kinds, positions, prefix, cache, longest=self.compute.longest)
+        x = self.embedding[tokens].astype(dtype)
+        if c.embedding_scale != 1:
+            x = x * jnp.asarray(c.embedding_scale, dtype)
+        mask = None if prefix is None else prefix.mask
+        if self.stacked:
+            if cache is not None:
+                raise ValueError("stacked layers do not decode; give Policy.read_often(params)")
+            prompt = None if prefix is None else (jnp.stack(prefix.keys), jnp.stack(prefix.values))
+            again = None if replayed is None else jnp.moveaxis(replayed, 3, 0)
+            x, (kept, routed) = self.layers(x, again, sight[kinds[0]], prompt, mask, None, 0)
+            routed = routed and [jax.tree.map(lambda y: y[i], routed) for i in range(c.num_layers)]  # noqa: B023
+            return self.norm(x), (tuple(kept[0]), tuple(kept[1])), routed or []
+        found, routed = [], []
+        for i, (layer, kind) in enumerate(zip(self.layers, kinds, strict=True)):
+            prompt = None if prefix is None else (prefix.keys[i], prefix.values[i])
             slots = None if cache is None else (cache.keys[i], cache.values[i])
-            x, (layer_keys, layer_values) = layer(x, angles, visible, shared, slots, slot)
-            keys.append(layer_keys)
-            values.append(layer_values)
-        return rms_norm(x, self.norm, eps=c.norm_eps), tuple(keys), tuple(values)
+            again = None
+            if replayed is not None and c.layers[i].experts:
+                again = replayed[:, :, :, len(routed)]
+            x, (kept, said) = layer(x, again, sight[kind], prompt, mask, slots, slot)
+            found.append(kept)
+            routed += [said] if said else []
+        return self.norm(x), tuple(zip(*found, strict=True)), routed
+
+
+def taken_of(routed: list[Routed]) -> jax.Array:
+    """The experts that tokens took in each of M layers, [P, G, S, M, k]."""
+    return jnp.stack([said.chosen for said in routed], axis=3)
 
 
 @functools.cache
-def decoder_policy(config: DecoderConfig, dtype: str = "float32", kernels: bool = True) -> Policy:
-    """The decoder as the four functions that the algorithm asks for.
+def decoder_policy(config: DecoderConfig, compute: Compute = PLAIN) -> Policy:
+    """The decoder as the functions that the algorithm asks for.
 
-    The same object for the same shape, so that what was compiled for it serves again.
+    The same object for the same arguments, so that what was compiled for it serves again.
+    """
+
+    def apply(params: Params, name: str, *args: Any) -> Any:
+        model = Decoder(config, compute, STACK in params)
+        return model.apply({"params": params}, *args, method=name)
+
+    return policy_of(apply, compute)
+
+
+def policy_of(
+    apply: Callable[..., Any],
+    compute: Compute,
+    with_noise: Callable[[Params, jax.Array], Params] | None = None,
+) -> Policy:
+    """A `Policy` of a decoder.
 
     Args:
-        config: the shape.
-        dtype: of activations, of the cache and of the factors of matrix products, "float32" or
-            "bfloat16". Parameters and their gradients keep the type of the parameters; norms,
-            softmax and logits are float32 in either.
-        kernels: attention by a flash kernel where the platform has one that fits (`flash`).
+        apply: (params, name of a method of `Decoder`, its arguments) -> what it returns.
+        compute: how it is computed.
+        with_noise: as `Policy` has it.
     """
-    model = Decoder(config, jnp.dtype(dtype), kernels)
+    dtype = jnp.dtype(compute.dtype)
 
-    def init_cache(prefix: Prefix, group_size: int, num_tokens: int) -> Cache:
-        leading = (prefix.mask.shape[0], config.num_kv_heads, group_size)
-        keys, values = (
-            (*leading, config.head_dim, num_tokens),
-            (*leading, num_tokens, config.head_dim),
-        )
-        return Cache(
-            tuple(jnp.zeros(keys, like.dtype) for like in prefix.keys),
-            tuple(jnp.zeros(values, like.dtype) for like in prefix.values),
-            jnp.zeros([prefix.mask.shape[0], group_size], jnp.int32),
-            jnp.zeros([], jnp.int32),
-        )
+    def prefill(
+        params: Params, tokens: jax.Array, mask: jax.Array, routing: jax.Array | None = None
+    ) -> tuple[Prefix, jax.Array]:
+        return apply(params, "prefill", tokens, mask, routing)
 
-    def repack(
-        cache: Cache, lanes: jax.Array, rows: jax.Array, kept: jax.Array, num_tokens: int
-    ) -> Cache:
-        channel = jnp.arange(config.num_kv_heads)[None, :, None]
-        age = (cache.clock - 1 - jnp.arange(num_tokens)) % num_tokens
-        slot = (cache.clock - 1 - age) % cache.capacity  # where the token is that a new slot gets
+    def extend(
+        params: Params,
+        prefix: Prefix,
+        tokens: jax.Array,
+        cache: Cache | None = None,
+        routing: jax.Array | None = None,
+    ) -> tuple[jax.Array, Cache | Routed | None]:
+        return apply(params, "extend", prefix, tokens, cache, routing)
 
-        def taken(x: jax.Array, slots: int) -> jax.Array:
-            x = x[lanes[:, None], channel, rows[:, None]]
-            # What was there before is masked, but a weight of 0 times a NaN would not be 0.
-            x = jnp.where(kept[:, None, :, None, None], x, 0)
-            return x if num_tokens == cache.capacity else jnp.take(x, slot, axis=slots)
-
-        return Cache(
-            tuple(taken(x, 4) for x in cache.keys),
-            tuple(taken(x, 3) for x in cache.values),
-            jnp.where(kept, cache.length[lanes, rows], 0),
-            cache.clock,
-        )
+    def narrowed(path: Any, x: jax.Array) -> jax.Array:
+        names = [key.key for key in path]
+        # Norms and biases multiply and add in float32; so does what chooses experts. What is as
+        # narrow as that already is not widened: a second copy of it may not fit.
+        stays = names[-1] not in NARROWED or "router" in names
+        return x if stays or x.dtype.itemsize <= dtype.itemsize else x.astype(dtype)
 
     def cast(params: Params) -> Params:
-        """Matrices alone: norms multiply in float32."""
-        return jax.tree.map(lambda x: x.astype(model.dtype) if x.ndim == 2 else x, params)
-
-    def method(name: str) -> Any:
-        return lambda params, *args: model.apply({"params": params}, *args, method=name)
+        """Separate layers, and matrices in the type that they are read in."""
+        trees = params.keys() & {"trained", "frozen"}
+        apart = {name: separated(params[name]) for name in trees} if trees else separated(params)
+        params = params | apart if trees else apart
+        return jax.tree.map_with_path(narrowed, params)
 
     return Policy(
-        prefill=method("prefill"),
-        extend=lambda params, prefix, tokens, cache=None: method("extend")(
-            params, prefix, tokens, cache
-        ),
-        unembed=method("unembed"),
-        init_cache=init_cache,
-        repack=repack,
-        cast=None if model.dtype == jnp.float32 else cast,
+        prefill=prefill,
+        extend=extend,
+        unembed=lambda params, hidden: apply(params, "unembed", hidden),
+        init_cache=empty_cache,
+        repack=repacked,
+        cast=cast,
+        with_noise=with_noise,
     )
 
 
 def init_params(config: DecoderConfig, key: jax.Array) -> Params:
-    """Random float32 parameters: normal(0.02) matrices, unit norms."""
+    """Random float32 parameters: matrices of variance 1 / in, embeddings of 0.02², unit norms."""
     tokens = jnp.zeros([1, 1], jnp.int32)
 
     def initialise(key: jax.Array) -> Params:

@@ -1,18 +1,27 @@
 """A network ready to run: a policy, its tokenizer and its initial parameters."""
 
 import dataclasses
-import os
-import socket
-import urllib.request
+import datetime
+import functools
 from collections.abc import Callable
 from pathlib import Path
-from urllib.parse import urlparse
 
 import jax
+import jax.numpy as jnp
 
 from grpo_jax.keys import INITIAL, stream_key
-from grpo_jax.models import embedded, hf
-from grpo_jax.models.decoder import DecoderConfig, decoder_policy, init_params, param_shapes
+from grpo_jax.models.config import DecoderConfig
+from grpo_jax.models.decoder import decoder_policy, init_params, param_shapes
+from grpo_jax.models.directory import open_directory
+from grpo_jax.models.hub import model_directory
+from grpo_jax.models.layers import Compute
+from grpo_jax.models.loading import dtype_of, keys_of, load_params
+from grpo_jax.models.lora import adapted_policy, adapter_shapes, init_adapters, merged
+from grpo_jax.models.peft import save_adapters
+from grpo_jax.models.rotary import Dynamic, LongRope
+from grpo_jax.models.saving import Provenance, save_model
+from grpo_jax.models.settings import DEFAULTS, Settings
+from grpo_jax.models.stacking import check_alike, separated, stacked
 from grpo_jax.policy import Policy
 from grpo_jax.tokenizer import HFTokenizer, Tokenizer
 from grpo_jax.types import Params
@@ -25,11 +34,18 @@ class Network:
     Attributes:
         policy: the network's functions.
         tokenizer: text <-> ids.
-        load: () -> the initial parameters, in new buffers at each call.
-        shapes: the parameter tree as shapes and dtypes.
-        export: (params, target directory) writes a model directory; None where there is none to
-            write (a toy).
+        load: () -> the initial parameters that are trained, in new buffers at each call.
+        shapes: their tree as shapes and dtypes.
         description: for people: family, number of parameters, where from.
+        has_experts: some of its layers are mixtures of experts.
+        policy_for: (length) -> the policy for sequences of up to so many tokens, where that makes a
+            difference; None where it makes none.
+        load_frozen: () -> the parameters beside them that are not, for `TrainState.frozen`; None
+            where all are trained.
+        export: (whole parameters, target directory, provenance) writes a model directory; None
+            where there is none to write (a toy).
+        export_adapters: (adapters, target directory, provenance) writes those alone; None where
+            there are none.
     """
 
     policy: Policy
@@ -37,115 +53,206 @@ class Network:
     load: Callable[[], Params]
     shapes: Params
     description: str
-    export: Callable[[Params, Path], None] | None = None
+    has_experts: bool = False
+    policy_for: Callable[[int], Policy] | None = None
+    load_frozen: Callable[[], Params] | None = None
+    export: Callable[[Params, Path, Provenance], None] | None = None
+    export_adapters: Callable[[Params, Path, Provenance], None] | None = None
+
+    def policy_up_to(self, longest: int) -> Policy:
+        """Its functions for sequences of up to so many tokens.
+
+        Raises:
+            ValueError: it has fewer positions.
+        """
+        return self.policy_for(longest) if self.policy_for else self.policy
+
+    def whole(self, params: Params) -> Params:
+        """What the policy takes, from the parameters that are trained."""
+        if self.load_frozen is None:
+            return params
+        return {"trained": params, "frozen": self.load_frozen()}
 
 
-def pretrained(model: str, compute_dtype: str = "auto", attention_kernels: bool = True) -> Network:
+def pretrained(model: str, settings: Settings = DEFAULTS) -> Network:
     """The embedded default, a local Hugging Face directory, or a hub id.
 
-    Weights are not read before `load` is called.
+    Weights are not read before `load` or `load_frozen` is called.
 
     Args:
         model: by its name.
-        compute_dtype: of activations and products, "float32" or "bfloat16"; "auto" takes bfloat16
-            on a GPU or TPU, and float32 on a CPU, which is slower in bfloat16. Parameters are
-            float32 in any case.
-        attention_kernels: as `decoder_policy` has it.
+        settings: all else that is chosen.
 
     Raises:
-        ValueError: no such model, or a directory that cannot be used; says why and what works.
+        ValueError: no such model, a directory that cannot be used, sequences longer than its
+            positions, or adapters for nothing; says why and what works.
     """
-    directory = model_directory(model)
-    config = hf.read_config(directory)
-    tokenizer = HFTokenizer(directory, hf.stop_ids(directory))
-    if len(tokenizer) > config.vocab_size:
+    directory = open_directory(model_directory(model))
+    config = directory.config
+    if config.num_labels:
         raise ValueError(
-            f"the tokenizer in {directory} has {len(tokenizer)} ids, the embedding only "
-            f"{config.vocab_size} rows (vocab_size in config.json): they are of different models"
+            f"{directory.path} holds a model with a score head (ForSequenceClassification), which "
+            "says no next token; it can be a reward model, not a policy"
         )
-    shapes = param_shapes(config)
-    dtype = _computed_in(compute_dtype)
-    return Network(
-        policy=decoder_policy(config, dtype, attention_kernels),
-        tokenizer=tokenizer,
-        load=lambda: hf.load_params(directory, config),
-        shapes=shapes,
-        description=f"{model}, {_millions(shapes)} parameters, computed in {dtype}",
-        export=lambda params, target: hf.save_params(params, config, directory, target),
+    date = datetime.date.fromisoformat(settings.date) if settings.date else None
+    tokenizer = HFTokenizer(directory.path, directory.stop_ids, config.vocab_size, date)
+    directory = dataclasses.replace(directory, stop_ids=tokenizer.stop_ids)  # its own among them
+    load = functools.partial(load_params, directory, dtype=settings.param_dtype)
+    network = _network(config, tokenizer, load, model, settings, directory.max_positions)
+    lora = settings.lora
+    if lora is None:
+        return dataclasses.replace(
+            network,
+            export=lambda params, target, origin: save_model(
+                separated(params), directory, target, origin
+            ),
+        )
+    return dataclasses.replace(
+        network,
+        export=lambda params, target, origin: save_model(
+            merged(separated(params["frozen"]), separated(params["trained"]), lora),
+            directory,
+            target,
+            origin,
+        ),
+        export_adapters=lambda params, target, origin: save_adapters(
+            separated(params), lora, directory, target, origin
+        ),
     )
 
 
 def from_scratch(
-    config: DecoderConfig,
-    tokenizer: Tokenizer,
-    *,
-    seed: int,
-    compute_dtype: str = "auto",
-    attention_kernels: bool = True,
+    config: DecoderConfig, tokenizer: Tokenizer, settings: Settings = DEFAULTS
 ) -> Network:
-    """A small decoder with random parameters, for toys and tests; the rest as above."""
-    shapes, dtype = param_shapes(config), _computed_in(compute_dtype)
-    return Network(
-        policy=decoder_policy(config, dtype, attention_kernels),
-        tokenizer=tokenizer,
-        load=lambda: init_params(config, stream_key(seed, INITIAL)),
-        shapes=shapes,
-        description=f"random decoder, {_millions(shapes)} parameters, computed in {dtype}",
-    )
+    """A small decoder with random parameters, for toys and tests."""
+
+    def load() -> Params:
+        params = init_params(config, stream_key(settings.seed, INITIAL))
+        dtype = jnp.dtype(settings.param_dtype)
+        return jax.tree.map_with_path(
+            lambda path, x: x.astype(dtype_of(keys_of(path), dtype)), params
+        )
+
+    return _network(config, tokenizer, load, "random decoder", settings)
 
 
-def model_directory(model: str) -> Path:
-    """The local directory of a model by name; only a hub id asks the network.
+def own_network(
+    policy: Policy, params: Params, tokenizer: Tokenizer, settings: Settings = DEFAULTS
+) -> Network:
+    """A network of your own (`adapters`).
+
+    Args:
+        policy: its functions.
+        params: its initial parameters.
+        tokenizer: text <-> ids.
+        settings: those of the run.
 
     Raises:
-        ValueError: there is none; says which ways work.
+        ValueError: settings that only the decoder here follows.
     """
-    if model == embedded.NAME:
-        return embedded.embedded_model_directory()
-    if Path(model).expanduser().is_dir():
-        return Path(model).expanduser()
-    ways = (
-        f"--model takes {embedded.NAME!r} (the default, no hub needed), a local directory with "
-        "config.json, tokenizer.json and model.safetensors, or a hub id like 'owner/name' where a "
-        "hub can be reached"
+    plain = dataclasses.replace(
+        DEFAULTS, longest=settings.longest, seed=settings.seed, date=settings.date
     )
-    if model.count("/") != 1 or model.startswith((".", "/", "~")):
-        raise ValueError(f"model {model!r} is neither a directory nor a hub id; {ways}")
-    return _from_hub(model, ways)
+    for field in dataclasses.fields(Settings):
+        asked, default = getattr(settings, field.name), getattr(plain, field.name)
+        if asked != default:
+            raise ValueError(
+                f"{field.name} is {asked}, which a network of your own does not follow; leave it "
+                "out"
+            )
+    shapes = jax.eval_shape(lambda: params)
+    # Each time in new buffers: a state is donated.
+    return Network(
+        policy,
+        tokenizer,
+        lambda: jax.tree.map(jnp.array, params),
+        shapes,
+        f"a network of your own, {_millions(shapes)} parameters",
+    )
 
 
-def _from_hub(model: str, ways: str) -> Path:
-    from huggingface_hub import snapshot_download
-
-    wanted = ["*.json", "*.jinja", "*.safetensors"]
-    try:
-        found = Path(snapshot_download(model, allow_patterns=wanted, local_files_only=True))
-        # Somebody may have asked for its tokenizer alone.
-        if all((found / name).is_file() for name in ("config.json", "tokenizer.json", hf.WEIGHTS)):
-            return found
-    except Exception:  # of many types: not in the local cache
-        pass
-    # The hub's own client would retry for 20 seconds.
-    hub = urlparse(os.environ.get("HF_ENDPOINT", "https://huggingface.co"))
-    proxy = urllib.request.getproxies().get(hub.scheme)
-    address = urlparse(proxy) if proxy else hub
-    port = address.port or (80 if address.scheme == "http" else 443)
-    try:
-        if os.environ.get("HF_HUB_OFFLINE", "").lower() in ("1", "true", "yes", "on"):
-            raise OSError("HF_HUB_OFFLINE is set")
-        socket.create_connection((address.hostname or "", port), timeout=2).close()
-        return Path(snapshot_download(model, allow_patterns=wanted))
-    except Exception as error:
+def _network(
+    config: DecoderConfig,
+    tokenizer: Tokenizer,
+    load: Callable[[], Params],
+    name: str,
+    settings: Settings,
+    max_positions: int = 0,
+) -> Network:
+    dtype, lora = settings.compute_dtype, settings.lora
+    if dtype == "auto":
+        dtype = "float32" if jax.default_backend() == "cpu" else "bfloat16"
+    param_dtype = jnp.dtype(settings.param_dtype)
+    has_experts = any(layer.experts for layer in config.layers)
+    if settings.keep_routing and not has_experts:
+        raise ValueError("keep_routing is True, but this network has no experts; leave it out")
+    cache_dtype = "" if settings.cache_dtype in ("auto", dtype) else settings.cache_dtype
+    if jnp.dtype(cache_dtype or dtype).itemsize > jnp.dtype(dtype).itemsize:
         raise ValueError(
-            f"model {model!r} is not in the local cache and {hub.hostname} cannot give it "
-            f"({str(error).splitlines()[0] if str(error) else type(error).__name__}); {ways}"
-        ) from None
+            f"cache_dtype is {cache_dtype}, but keys and values are computed in {dtype}: a wider "
+            "cache holds nothing more; leave it out"
+        )
+    scalings = (layer.rotary.scaling for layer in config.layers if layer.rotary)
+    by_length = any(isinstance(scaling, Dynamic | LongRope) for scaling in scalings)
 
+    def policy_for(longest: int) -> Policy:
+        if 0 < max_positions < longest:
+            raise ValueError(
+                f"prompts and completions of up to {longest} tokens are asked for, but {name} has "
+                f"{max_positions} positions (max_position_embeddings); lower max_prompt_tokens or "
+                "max_new_tokens"
+            )
+        compute = Compute(
+            dtype,
+            settings.attention_kernels,
+            longest=longest if by_length else 0,  # else one policy for all lengths
+            remat=settings.remat,
+            keep_routing=settings.keep_routing,
+            cache_dtype=cache_dtype,
+        )
+        return adapted_policy(config, lora, compute) if lora else decoder_policy(config, compute)
 
-def _computed_in(compute_dtype: str) -> str:
-    if compute_dtype != "auto":
-        return compute_dtype
-    return "float32" if jax.default_backend() == "cpu" else "bfloat16"
+    policy = policy_for(settings.longest)
+    if settings.scan_layers:
+        check_alike(config)
+
+    def laid_out(params: Params) -> Params:
+        return stacked(params, config.num_layers) if settings.scan_layers else params
+
+    def load_laid_out() -> Params:
+        return laid_out(load())
+
+    def shapes_laid_out(shapes: Params) -> Params:
+        return jax.eval_shape(laid_out, shapes)
+
+    shapes = param_shapes(config)
+    described = f"{name}, {_millions(shapes)} parameters, computed in {dtype}"
+    if lora is None:
+        kept = jax.tree.map_with_path(
+            lambda path, x: jax.ShapeDtypeStruct(x.shape, dtype_of(keys_of(path), param_dtype)),
+            shapes,
+        )
+        return Network(
+            policy,
+            tokenizer,
+            load_laid_out,
+            shapes_laid_out(kept),
+            described,
+            has_experts,
+            policy_for,
+        )
+    key = jax.random.fold_in(stream_key(settings.seed, INITIAL), 1)
+    adapters = adapter_shapes(config, lora)
+    return Network(
+        policy=policy,
+        tokenizer=tokenizer,
+        load=lambda: laid_out(init_adapters(shapes, lora, key)),
+        shapes=shapes_laid_out(adapters),
+        description=f"{described}; {_millions(adapters)} in adapters are trained",
+        has_experts=has_experts,
+        policy_for=policy_for,
+        load_frozen=load_laid_out,
+    )
 
 
 def _millions(shapes: Params) -> str:

@@ -18,7 +18,14 @@ from grpo_jax.objectives.choices import (
     names,
     settings_of,
 )
-from grpo_jax.ops import corrections, ratios, regression, sequence_surrogates, weights
+from grpo_jax.ops import (
+    corrections,
+    ratios,
+    references,
+    regression,
+    sequence_surrogates,
+    weights,
+)
 
 if TYPE_CHECKING:
     from grpo_jax.objectives.base import Objective
@@ -163,6 +170,20 @@ def check_ahead(objective: "Objective") -> None:
             "sampling ahead makes each step one step off-policy, and this objective has no "
             "correction for that; take one that has (tis, icepop, decoupled_ppo), or add one of "
             "ops.corrections"
+        )
+
+
+def check_adapters(objective: "Objective") -> None:
+    """Whether the policy may be adapters beside frozen parameters.
+
+    Raises:
+        ValueError: the reference is an average, and one of adapters' two factors is not the average
+            of what they add.
+    """
+    if objective.reference is not None and function_of(objective.reference) is references.polyak:
+        raise ValueError(
+            "the reference is an average (references.polyak), which adapters cannot hold: that of "
+            "their factors is another policy; take references.refresh, or train without adapters"
         )
 
 

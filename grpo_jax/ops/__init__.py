@@ -7,6 +7,7 @@ token weights   weights
 KL, entropy     kl, log_probs, controllers, references
 sampler         corrections, support, draws
 selection       selection
+experts         routing
 to watch        diagnostics
 """
 
@@ -29,6 +30,7 @@ from grpo_jax.ops import (
     references,
     regression,
     returns,
+    routing,
     selection,
     sequence_surrogates,
     support,
@@ -58,6 +60,7 @@ __all__ = [
     "references",
     "regression",
     "returns",
+    "routing",
     "selection",
     "sequence_surrogates",
     "support",

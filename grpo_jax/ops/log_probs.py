@@ -164,12 +164,15 @@ class TokenStats(NamedTuple):
         sum_sq_probs: [...], without gradient (it is for a baseline).
         support_log_mass: [...] in nats, the log of the probability of the token's support;
             `log_probs - support_log_mass` is renormalised over it.
+        balance: of a network of experts, how unevenly the tokens of each sequence fall on them
+            (`routing.load_balance`).
     """
 
     log_probs: jax.Array
     entropy: jax.Array | None = None
     sum_sq_probs: jax.Array | None = None
     support_log_mass: jax.Array | None = None
+    balance: jax.Array | None = None
 
     @property
     def drawn(self) -> jax.Array:

@@ -13,6 +13,7 @@ Range = tuple[int, int]
 
 MAX_QUESTIONS = 200_000
 MAX_ANSWER_CHARS = 100
+_SHOWN = {"2 + 5": 7, "6 + 3": 9}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,6 +27,8 @@ class Sums(FiniteTask):
     Args:
         ranges: lowest and highest value of each term, both included, none negative.
         subtract: whether the terms after the first come with either sign.
+        plain: lines of text in the place of the markup, for models that were not trained on it;
+            two lines come before that show the form, and their sums are not among the questions.
 
     Raises:
         ValueError: for fewer than two terms, an empty or negative range, more than 200,000
@@ -41,20 +44,31 @@ class Sums(FiniteTask):
     '<|im_start|>user\nWhat is 48 + 1?<|im_end|>\n<|im_start|>assistant\n48 + 1 ='
     >>> task.reward(question, [Completion(" 49.", 5), Completion(" 494", 4), Completion("", 1)])
     [1.0, 0.0, 0.0]
+    >>> Sums(plain=True).held_out(0).prompt.splitlines()[:2]
+    ['2 + 5 = 7', '6 + 3 = 9']
     """
 
     ranges: tuple[Range, ...] = ((10, 99), (1, 9))
     subtract: bool = False
+    plain: bool = False
     name = "sums"
 
     def split(self) -> tuple[list[Question], list[Question]]:
+        sums = _sums(self.ranges, self.subtract)
+        if self.plain:
+            shown = "".join(f"{terms} = {value}\n" for terms, value in _SHOWN.items())
+            return self.split_by_hash(
+                Question(0, f"{shown}{terms} =", value)
+                for terms, value in sums
+                if terms not in _SHOWN
+            )
         return self.split_by_hash(
             Question(
                 0,
                 f"<|im_start|>user\nWhat is {terms}?<|im_end|>\n<|im_start|>assistant\n{terms} =",
                 value,
             )
-            for terms, value in _sums(self.ranges, self.subtract)
+            for terms, value in sums
         )
 
     def parse(self, completion: Completion) -> int | None:

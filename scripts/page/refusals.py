@@ -18,7 +18,16 @@ import jax.numpy as jnp
 
 from grpo_jax import objectives
 from grpo_jax.objectives import base, checks, choices
-from grpo_jax.ops import advantages, corrections, kl, ratios, returns, selection, weights
+from grpo_jax.ops import (
+    advantages,
+    corrections,
+    kl,
+    ratios,
+    references,
+    returns,
+    selection,
+    weights,
+)
 from grpo_jax.types import Rollout
 
 COMPOSING = (
@@ -50,6 +59,7 @@ COMPOSING = (
 )
 AHEAD = (
     "check_ahead(grpo())",
+    "check_adapters(replace(grpo(), reference=partial(references.polyak, rate=0.1)))",
     "check_ahead(replace(dapo(), corrections=tis().corrections))",
 )
 PREPARING = (
@@ -135,6 +145,7 @@ _NAMES: dict[str, Any] = {name: getattr(objectives, name) for name in objectives
         objectives.gspo(), advantages=returns.reinforce_plus_plus_baseline
     ),
     "check_ahead": checks.check_ahead,
+    "check_adapters": checks.check_adapters,
     "corrections": corrections,
     "first_only": lambda rewards: rewards[:, 0],
     "jnp": jnp,
@@ -144,6 +155,7 @@ _NAMES: dict[str, Any] = {name: getattr(objectives, name) for name in objectives
     ),
     "partial": partial,
     "ratios": ratios,
+    "references": references,
     "replace": dataclasses.replace,
     "returns": returns,
     "selection": selection,

@@ -11,7 +11,7 @@ import toys
 from refused_runs import refused
 from safetensors.numpy import load_file, save_file
 
-from grpo_jax.models import hf
+from grpo_jax.models.loading import WEIGHTS
 from grpo_jax.models.network import pretrained
 
 
@@ -26,7 +26,7 @@ def unusable(llama, tmp_path, early):
 
 
 def edit_tensors(directory, edit):
-    path = directory / hf.WEIGHTS
+    path = directory / WEIGHTS
     tensors = load_file(path)
     edit(tensors)
     save_file(tensors, path, metadata={"format": "pt"})
@@ -41,10 +41,10 @@ def test_the_unedited_directory_is_usable(llama):
 
 @pytest.mark.parametrize("other", [None, "pytorch_model.bin", "model-00001-of-00002.safetensors"])
 def test_a_directory_without_weights(other, llama, unusable):
-    (llama / hf.WEIGHTS).unlink()
+    (llama / WEIGHTS).unlink()
     if other:
         (llama / other).write_bytes(b"\x80")
-    unusable(str(llama), hf.WEIGHTS, *([other] if other else []))
+    unusable(str(llama), WEIGHTS, *([other] if other else []))
 
 
 def test_every_tensor_that_does_not_fit_is_listed_at_once(llama, unusable):
@@ -65,27 +65,28 @@ def test_every_tensor_that_does_not_fit_is_listed_at_once(llama, unusable):
         "shape of lm_head.weight: [97, 47], config.json asks [97, 48]",
         "shape of model.layers.0.self_attn.k_proj.weight: [48, 48], config.json asks [16, 48]",
         str(llama),
+        "take both from the same checkpoint",
     )
-    assert len(message.splitlines()) == 7
+    assert len(message.splitlines()) == 8
 
 
 @pytest.mark.parametrize("size", [0, 4, 1000, 50_000])
 def test_weights_that_were_cut_off(size, llama, unusable):
-    os.truncate(llama / hf.WEIGHTS, size)
-    unusable(str(llama / hf.WEIGHTS), "not a whole safetensors file")
+    os.truncate(llama / WEIGHTS, size)
+    unusable(str(llama / WEIGHTS), "not a whole safetensors file")
 
 
 def test_every_field_that_is_not_understood_is_listed_at_once(llama, unusable):
     toys.edit_json(
         llama / "config.json",
-        model_type="qwen3",
-        rope_scaling={"rope_type": "linear", "factor": 2.0},
-        attention_bias=True,
+        rope_parameters={"rope_type": "linear", "factor": -2.0},
+        attention_bias="yes",
         hidden_act="gelu",
         num_hidden_layers=0,
+        logit_scale=0.5,
     )
     message = unusable(
-        "config.json", "'qwen3'", "'llama'", "rope_scaling", "attention_bias is True"
+        "config.json", "rope_parameters.factor is -2.0", "attention_bias", "logit_scale"
     )
     assert "hidden_act is 'gelu'; understood: 'silu'" in message
     assert "num_hidden_layers is 0; it must be a positive integer" in message
@@ -93,12 +94,17 @@ def test_every_field_that_is_not_understood_is_listed_at_once(llama, unusable):
 
 @pytest.mark.parametrize(
     "rope",
-    [{"rope_type": "llama3", "factor": 8.0}, {"type": "linear", "factor": 2.0}],
+    [{"rope_type": "mrope", "factor": 8.0}, {"type": "axial", "factor": 2.0}],
     ids=["rope_type", "type"],
 )
 def test_rotary_positions_of_another_kind(rope, llama, unusable):
     toys.edit_json(llama / "config.json", rope_parameters={"rope_theta": 1e4} | rope)
     unusable("config.json", "rope", "'default'")
+
+
+def test_a_family_that_is_not_known(llama, unusable):
+    toys.edit_json(llama / "config.json", model_type="gpt2")
+    unusable("config.json", "model_type is 'gpt2'", "llama", "deepseek_v3")
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "null"])
@@ -125,7 +131,7 @@ def test_a_config_that_describes_no_model(fields, llama, unusable):
 
 def test_a_directory_without_config(llama, unusable):
     (llama / "config.json").unlink()
-    unusable(str(llama), "no config.json", "tokenizer.json", hf.WEIGHTS)
+    unusable(str(llama), "no config.json", "tokenizer.json", WEIGHTS)
 
 
 def test_a_directory_without_tokenizer(llama, unusable):

@@ -8,8 +8,9 @@ import pytest
 import toys
 from refused_runs import FIELDS, refused
 
+import grpo_jax
 from grpo_jax import metrics
-from grpo_jax.models import hf
+from grpo_jax.models.loading import WEIGHTS
 
 
 @pytest.fixture
@@ -56,11 +57,11 @@ def test_an_empty_directory_may_be_used(tmp_path):
 
 @pytest.mark.usefixtures("early")
 def test_a_run_that_was_refused_can_be_tried_again_in_its_directory(tmp_path, llama):
-    weights = (llama / hf.WEIGHTS).read_bytes()
-    os.truncate(llama / hf.WEIGHTS, 100)
+    weights = (llama / WEIGHTS).read_bytes()
+    os.truncate(llama / WEIGHTS, 100)
     with pytest.raises(ValueError, match="safetensors"):
         toys.run(tmp_path / "run", network=None, model=str(llama), steps=1, **FIELDS)
-    (llama / hf.WEIGHTS).write_bytes(weights)
+    (llama / WEIGHTS).write_bytes(weights)
     with pytest.raises(AssertionError, match="something was compiled"):
         toys.run(tmp_path / "run", network=None, model=str(llama), steps=1, **FIELDS)
 
@@ -72,6 +73,11 @@ def test_a_resume_with_other_values_lists_each_of_them(finished, early):
     assert found.keys() == {"group_size", "learning_rate", "seed", "kl_coef"}
     assert "4 there, 8 here" in found["group_size"]
     assert "0.01 there, 0.001 here" in found["learning_rate"]
+
+
+def test_a_resume_with_another_objective(finished, early):
+    other = grpo_jax.dr_grpo(max_new_tokens=3)
+    refused(finished, "objective", "--run-dir", paper=other, steps=3, resume=True)
 
 
 def test_the_number_of_steps_belongs_to_a_schedule(tmp_path, early):

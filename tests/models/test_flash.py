@@ -34,9 +34,9 @@ def arguments(shape=SHAPE, lengths=LENGTHS, width=WIDTH, dtype=np.float32, loud=
 def reference(query, keys, values, *prompt):
     keys, values = keys.transpose(0, 2, 1, 4, 3), values.swapaxes(1, 2)  # as a cache has them
     if prompt:
-        prompt = (prompt[0].swapaxes(2, 3), *prompt[1:])
+        prompt = (prompt[0].swapaxes(2, 3), prompt[1], prompt[2][:, None, None])
     causal = jnp.tri(query.shape[2], dtype=bool)[None, None]
-    return group_attention(query, keys, values, causal, *prompt)
+    return group_attention(query, keys, values, causal, *prompt, scale=query.shape[-1] ** -0.5)
 
 
 def value_and_gradients(attention, args):

@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 
 from grpo_jax.models.decoder import decoder_policy
+from grpo_jax.models.layers import Compute
 from grpo_jax.policy import completion_log_probs
 from grpo_jax.sampling import Sampling, prompt_keys, sample_groups
 
-HALF = decoder_policy(networks.CONFIG, "bfloat16")
+HALF = decoder_policy(networks.CONFIG, Compute("bfloat16"))
 # bfloat16 keeps 8 bits: 2^-8 a rounding, and some tens of them from the embedding to a logit.
 TOLERANCE = 0.05
 
@@ -53,7 +54,8 @@ def test_weights_cast_once_are_those_cast_at_each_product(rollout):
         np.testing.assert_array_equal(ours, other)
     types = {x.dtype for x in jax.tree.leaves(HALF.cast(networks.params())) if x.ndim == 2}
     assert types == {jnp.dtype(jnp.bfloat16)}
-    assert networks.POLICY.cast is None  # whole parameters are read as they are
+    params = networks.params()
+    assert networks.POLICY.read_often(params) is params  # read as they are
 
 
 def test_sampler_and_scorer_agree(rollout):
@@ -77,5 +79,5 @@ def test_half_is_near_whole_in_value_and_gradient(rollout):
 
 
 def test_the_policy_of_a_shape_and_type_is_one_object():
-    assert decoder_policy(dataclasses.replace(networks.CONFIG), "bfloat16") is HALF
+    assert decoder_policy(dataclasses.replace(networks.CONFIG), Compute("bfloat16")) is HALF
     assert HALF is not networks.POLICY

@@ -101,13 +101,18 @@ def random_support(count=23, vocab=37):
     return kept.at[0].set(False).at[1].set(True)
 
 
+def said(stats):
+    """What there is of it."""
+    return [x for x in stats if x is not None]
+
+
 def value_and_slopes(stats):
     """The stats, and the slopes of a sum in which each part has factors of its own."""
 
     def total(hidden, head):
         found = stats(hidden, head)
         factors = np.random.default_rng(2).normal(size=(4, 23)).astype(np.float32)
-        return sum((f * x).sum() for f, x in zip(factors, found, strict=True)), found
+        return sum((f * x).sum() for f, x in zip(factors, said(found), strict=True)), found
 
     return jax.jit(jax.grad(total, (0, 1), has_aux=True))
 
@@ -145,8 +150,8 @@ def test_chunked_is_the_whole_head(chunk_tokens, whole_head):
         )
 
     slopes, found = value_and_slopes(stats)(hidden, head)
-    for name, ours, wanted in zip(found._fields, found, whole_head[1], strict=True):
-        np.testing.assert_allclose(ours, wanted, atol=1e-5, err_msg=name)
+    for ours, wanted in zip(said(found), said(whole_head[1]), strict=True):
+        np.testing.assert_allclose(ours, wanted, atol=1e-5)
     for ours, wanted in zip(slopes, whole_head[0], strict=True):
         np.testing.assert_allclose(ours, wanted, atol=2e-5)
 
@@ -188,7 +193,7 @@ def test_what_chunked_lets_gradients_through():
             with_entropy=True,
             with_sum_sq_probs=True,
         )
-        return jnp.stack([x.sum() for x in stats])
+        return jnp.stack([x.sum() for x in said(stats)])
 
     flows = [bool(np.any(x)) for x in slopes(hidden)]
     assert flows == [True, False, False, True]  # and the entropy's, where asked, is tested above

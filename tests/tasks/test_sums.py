@@ -83,6 +83,16 @@ def test_ranges_that_do_not_do_are_refused(task, ranges, message):
         task(ranges)
 
 
+def test_plain_sums_come_after_two_lines_that_are_not_asked():
+    questions = everything(Sums(plain=True))
+    shown = "2 + 5 = 7\n6 + 3 = 9\n"
+    expected = {f"{shown}{a} + {b} =": a + b for a in range(10, 100) for b in range(1, 10)}
+    assert {q.prompt: q.answer for q in questions} == expected
+    small = {q.prompt.removeprefix(shown) for q in everything(Sums(((0, 9), (0, 9)), plain=True))}
+    assert len(small) == 98
+    assert not small & {"2 + 5 =", "6 + 3 ="}
+
+
 def test_a_demonstrated_sum_asks_as_it_was_shown():
     questions = everything(DemonstratedSums())
     assert len(questions) == 21 * 21 - 1

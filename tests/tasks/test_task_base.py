@@ -23,6 +23,7 @@ from grpo_jax.tasks import (
 )
 
 FINITE = [Sums(), Sums(((0, 4), (0, 4), (0, 4)), subtract=True), DemonstratedSums(), MaxOfThree()]
+FINITE += [Sums(plain=True)]
 GENERATED = [Countdown(), Countdown(num_numbers=4), Sorting(), Sorting(num_digits=6)]
 
 FINGERPRINT = """

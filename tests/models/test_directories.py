@@ -9,8 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from grpo_jax.models import hf
 from grpo_jax.models.decoder import decoder_policy
+from grpo_jax.models.directory import open_directory
+from grpo_jax.models.loading import load_params
+from grpo_jax.models.saving import Provenance
 from grpo_jax.policy import completion_log_probs
 from grpo_jax.types import Rollout
 
@@ -18,9 +20,12 @@ FIXTURES = Path(__file__).parents[1] / "fixtures"
 NAMES = ["tiny_llama", "tiny_llama_tied"]
 
 
+ORIGIN = Provenance("tiny", "grpo", 3)
+
+
 def load(name):
-    config = hf.read_config(FIXTURES / name)
-    return config, hf.load_params(FIXTURES / name, config)
+    directory = open_directory(FIXTURES / name)
+    return directory.config, load_params(directory)
 
 
 def logits_at_every_position(policy, params, tokens, lengths):
@@ -91,26 +96,6 @@ def test_the_same_live_where_torch_is_installed(name):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_saved_is_what_was_loaded(name, tmp_path):
-    from safetensors.numpy import load_file
-
-    config, params = load(name)
-    hf.save_params(params, config, FIXTURES / name, tmp_path / "saved")
-    before, after = (
-        load_file(path / "model.safetensors") for path in (FIXTURES / name, tmp_path / "saved")
-    )
-    assert before.keys() == after.keys()
-    for key, tensor in before.items():
-        np.testing.assert_array_equal(after[key], tensor)
-    again = hf.load_params(tmp_path / "saved", hf.read_config(tmp_path / "saved"))
-    for ours, wanted in zip(jax.tree.leaves(again), jax.tree.leaves(params), strict=True):
-        np.testing.assert_array_equal(ours, wanted)
-    with pytest.raises(ValueError, match="exists already"):
-        hf.save_params(params, config, FIXTURES / name, tmp_path / "saved")
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["saved"]
-
-
-@pytest.mark.parametrize("name", NAMES)
 def test_later_tokens_and_other_completions_change_nothing(name):
     """Causality by gradient: the state of token 3 of one completion sees tokens 0..3 of its own."""
     config, params = load(name)
@@ -141,16 +126,21 @@ def copy_of(name, tmp_path, **changes):
     [
         {"model_type": "gpt2"},
         {"hidden_act": "gelu"},
-        {"attention_bias": True},
-        {"rope_scaling": {"factor": 2.0, "type": "linear"}},
+        {"attention_bias": "yes"},
+        {"rope_scaling": {"type": "mrope"}},
         {"rope_parameters": {"rope_type": "llama3", "rope_theta": 1e4}},
         {"num_hidden_layers": None},
+        {"sliding_window": 8},
+        {"quantization_config": {"bits": 4}},
+        {"is_causal": False},
+        {"head_scale": 2.0},
     ],
 )
 def test_a_config_that_means_another_function_is_refused(change, tmp_path):
     (field,) = change
-    with pytest.raises(ValueError, match="rope_type" if field == "rope_parameters" else field):
-        hf.read_config(copy_of("tiny_llama", tmp_path, **change))
+    directory = copy_of("tiny_llama", tmp_path, **change)
+    with pytest.raises(ValueError, match="factor is" if field == "rope_parameters" else field):
+        open_directory(directory)
 
 
 def test_all_mismatches_are_listed_at_once(tmp_path):
@@ -162,14 +152,37 @@ def test_all_mismatches_are_listed_at_once(tmp_path):
     del tensors["model.norm.weight"]
     tensors["lm_head.weight"] = tensors["lm_head.weight"][:-1].copy()
     save_file(tensors, directory / "model.safetensors")
-    with pytest.raises(ValueError, match="does not fit") as error:
-        hf.load_params(directory, hf.read_config(directory))
+    with pytest.raises(ValueError, match="do not fit") as error:
+        load_params(open_directory(directory))
     assert "missing: model.norm.weight" in str(error.value)
     assert "unexpected: extra.weight" in str(error.value)
     assert "shape of lm_head.weight: [96, 48]" in str(error.value)
 
 
+def rewritten(directory, change):
+    from safetensors.numpy import load_file, save_file
+
+    tensors = load_file(directory / "model.safetensors")
+    save_file(change(tensors), directory / "model.safetensors", metadata={"format": "pt"})
+    return directory
+
+
+def test_a_head_that_is_said_to_be_tied_and_differs(tmp_path):
+    """Which of the two is meant nobody can know: the config may be wrong, or the file."""
+    directory = copy_of("tiny_llama", tmp_path, tie_word_embeddings=True)
+    embedding = "model.embed_tokens.weight"
+    same = rewritten(directory, lambda x: x | {"lm_head.weight": x[embedding].copy()})
+    expected = load_params(open_directory(same))["embedding"]
+    changed = rewritten(directory, lambda x: x | {"lm_head.weight": x[embedding] + 1})
+    with pytest.raises(ValueError, match=r"lm_head.weight differs.*tie_word_embeddings"):
+        load_params(open_directory(changed))
+    # Of two names of one tensor, either one will do.
+    renamed = rewritten(directory, lambda x: {k: v for k, v in x.items() if k != embedding})
+    found = load_params(open_directory(renamed))["embedding"]
+    np.testing.assert_array_equal(found, np.asarray(expected) + 1)
+
+
 def test_stop_ids_are_those_of_both_files(tmp_path):
     directory = copy_of("tiny_llama", tmp_path, eos_token_id=5)
     (directory / "generation_config.json").write_text('{"eos_token_id": [7, 2]}')
-    assert hf.stop_ids(directory) == (2, 5, 7)
+    assert open_directory(directory).stop_ids == (2, 5, 7)
