@@ -17,7 +17,7 @@ from safetensors import safe_open
 from safetensors.numpy import load_file
 
 from experiments import toy
-from grpo_jax import cli, evaluate, runner, source
+from grpo_jax import cli, evaluate, source, training_loop
 from grpo_jax.checkpoints import Checkpoints
 from grpo_jax.models.loading import WEIGHTS
 from grpo_jax.models.network import pretrained
@@ -65,7 +65,7 @@ def call(*args):
 def small_toy():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(toy, "network", lambda config: toys.network())
-        patch.setattr(runner, "make_optimizer", toys.make_optimizer)
+        patch.setattr(training_loop, "make_optimizer", toys.make_optimizer)
         yield
 
 

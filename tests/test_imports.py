@@ -22,6 +22,7 @@ CHAIN = (
     ("continuous_batching",),
     ("resampling",),
     ("algorithm",),
+    ("training_loop",),
     ("runner",),
     ("experiments",),
 )
@@ -113,7 +114,7 @@ def test_imports_run_downwards(name, tree):
         if there in ("runner", "cli"):
             assert here in ("experiments",), f"{name} imports {imported}"
         if there == "algorithm":
-            assert here == "runner", f"{name} imports {imported}"
+            assert here == "training_loop", f"{name} imports {imported}"
         if here == "types":
             raise AssertionError(f"types imports {imported}")
         if here in ("rewards", "config"):

@@ -18,7 +18,7 @@ import toys
 
 import grpo_jax
 from experiments import toy
-from grpo_jax import algorithm, anchors, continuous_batching, objectives, runner, tasks
+from grpo_jax import algorithm, anchors, continuous_batching, objectives, tasks, training_loop
 from grpo_jax.ops import controllers, kl, references
 from grpo_jax.ops.advantages import group_normalize
 from grpo_jax.policy import completion_log_probs
@@ -34,7 +34,7 @@ METHODS = pytest.mark.parametrize(
 
 @pytest.fixture(autouse=True)
 def shared_optimizer(monkeypatch):
-    monkeypatch.setattr(runner, "make_optimizer", toys.make_optimizer)
+    monkeypatch.setattr(training_loop, "make_optimizer", toys.make_optimizer)
 
 
 _finished = {}
@@ -358,7 +358,7 @@ def test_one_update_needs_no_second_forward_and_no_kl_no_reference(
 
 
 def test_the_reference_has_buffers_of_its_own_and_never_moves(tmp_path, monkeypatch):
-    references, step = [], runner.grpo_step
+    references, step = [], training_loop.grpo_step
 
     def recorded(policy, objective, optimizer, state, ref_params, *args, **kwargs):
         pointers = [
@@ -369,7 +369,7 @@ def test_the_reference_has_buffers_of_its_own_and_never_moves(tmp_path, monkeypa
         references.append(ref_params)
         return step(policy, objective, optimizer, state, ref_params, *args, **kwargs)
 
-    monkeypatch.setattr(runner, "grpo_step", recorded)
+    monkeypatch.setattr(training_loop, "grpo_step", recorded)
     # The network's own load, not the copying one of `toys`.
     made = dataclasses.replace(toys.network(), load=toys.fresh_network().load)
     toys.run(tmp_path / "run", steps=4, network=made, **SEVERAL)

@@ -10,7 +10,7 @@ import optax
 import pytest
 import toys
 
-from grpo_jax import algorithm, objectives, runner
+from grpo_jax import algorithm, objectives, training_loop
 from grpo_jax.algorithm import grpo_step
 from grpo_jax.rewards import RewardError
 from grpo_jax.sampling import Sampling, prompt_keys, sample_groups
@@ -115,7 +115,7 @@ FIELDS = {"sample_ahead": True, "paper": CORRECTED}
 
 @pytest.fixture(autouse=True)
 def shared_optimizer(monkeypatch):
-    monkeypatch.setattr(runner, "make_optimizer", toys.make_optimizer)
+    monkeypatch.setattr(training_loop, "make_optimizer", toys.make_optimizer)
 
 
 def test_a_resumed_run_trains_on_what_was_sampled_ahead(tmp_path, caplog):

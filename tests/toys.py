@@ -17,7 +17,7 @@ import numpy as np
 
 import grpo_jax
 from experiments import toy
-from grpo_jax import runner, tasks
+from grpo_jax import runner, tasks, training_loop
 from grpo_jax.checkpoints import Checkpoints
 from grpo_jax.launch import plain_errors
 from grpo_jax.models.config import DecoderConfig
@@ -59,7 +59,7 @@ def objective(kl_coef=0.0):
     return grpo_jax.grpo(kl_coef=kl_coef)
 
 
-_make_optimizer = runner.make_optimizer
+_make_optimizer = training_loop.make_optimizer
 
 
 @functools.cache
@@ -197,6 +197,6 @@ def contents(directory):
 
 
 if __name__ == "__main__":  # a run in a process of its own: run_dir and fields as JSON
-    runner.make_optimizer = make_optimizer
+    training_loop.make_optimizer = make_optimizer
     with plain_errors():
         run(sys.argv[1], **json.loads(sys.argv[2]))

@@ -3,12 +3,12 @@
 import pytest
 import toys
 
-from grpo_jax import algorithm, anchors, evaluate, runner
+from grpo_jax import algorithm, anchors, evaluate, training_loop
 
 
 @pytest.fixture(autouse=True)
 def shared_optimizer(monkeypatch):
-    monkeypatch.setattr(runner, "make_optimizer", toys.make_optimizer)
+    monkeypatch.setattr(training_loop, "make_optimizer", toys.make_optimizer)
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ import pytest
 import toys
 from refused_runs import FIELDS
 
-from grpo_jax import runner, tasks
+from grpo_jax import tasks, training_loop
 from grpo_jax.run_directory import RunStopped
 
 
@@ -63,7 +63,7 @@ def test_parameters_that_are_not_numbers_stop_the_run(tmp_path):
 
 
 def test_an_update_that_is_not_finite_returns_the_state_as_it_was(tmp_path, monkeypatch):
-    states, step = [], runner.grpo_step
+    states, step = [], training_loop.grpo_step
 
     def recorded(policy, objective, optimizer, state, *args, **kwargs):
         before = jax.tree.map(np.array, (state.params, state.opt_state))
@@ -71,7 +71,7 @@ def test_an_update_that_is_not_finite_returns_the_state_as_it_was(tmp_path, monk
         states.append((before, jax.tree.map(np.array, (result[0].params, result[0].opt_state))))
         return result
 
-    monkeypatch.setattr(runner, "grpo_step", recorded)
+    monkeypatch.setattr(training_loop, "grpo_step", recorded)
     made = toys.network()
 
     def load():
