@@ -11,7 +11,6 @@ import argparse
 import json
 import math
 import pathlib
-import resource
 import subprocess
 import sys
 import time
@@ -76,19 +75,25 @@ def make(directory: pathlib.Path) -> None:
     (directory / INDEX).write_text(json.dumps({"metadata": {}, "weight_map": places}))
 
 
+def peak_rss() -> int:
+    """Of this process alone: what `getrusage` says begins with that of the process it came from."""
+    lines = pathlib.Path("/proc/self/status").read_text().splitlines()
+    return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("VmHWM"))
+
+
 def load(directory: pathlib.Path) -> None:
     import jax
 
     from grpo_jax.models.directory import open_directory
     from grpo_jax.models.loading import load_params
 
-    before = 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    before = peak_rss()
     started = time.perf_counter()
     params = load_params(open_directory(directory), dtype="bfloat16")
     jax.block_until_ready(params)
     seconds = time.perf_counter() - started
     on_disk = sum(file.stat().st_size for file in directory.glob("*.safetensors"))
-    peak = 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    peak = peak_rss()
     held = sum(leaf.nbytes for leaf in jax.tree.leaves(params))
     found = {"bytes_on_disk": on_disk, "bytes_held": held, "peak_rss_bytes": peak}
     found |= {"rss_before_bytes": before, "ratio": peak / on_disk, "seconds": seconds}
