@@ -5,8 +5,8 @@ Largest of three digits, nothing pretrained, nothing downloaded. The model is a 
 `models.adapters` does the same for plain functions and for Equinox modules.
 
 Run:      python -m experiments.own_network
-Measured: 2 cores (x86-64, no GPU), Python 3.11, jax 0.10.2, 2026-11-23; --seed 0: held-out reward .076
-          before and .640 after 100 steps; 25 s of training, another run beside it.
+Measured: 2 cores (x86-64, no GPU), Python 3.11, jax 0.10.2, 2026-11-23; --seed 0: held-out
+          reward .076 before and .640 after 100 steps; 25 s of training, another run beside it.
 """
 
 import dataclasses
