@@ -177,6 +177,17 @@ def test_chunked_computes_what_is_asked(chunk_tokens, field, asked):
     assert shapes == {name: (2, 3) for name in ("log_probs", field) if name}
 
 
+@pytest.mark.parametrize(("num_chunks", "again"), [(1, False), (4, False), (5, True)])
+def test_few_chunks_keep_their_logits_and_more_compute_them_again(num_chunks, again):
+    def total(hidden):
+        return log_probs.chunked(
+            lambda x: x, hidden, jnp.zeros([20], int), chunk_tokens=20 // num_chunks
+        ).log_probs.sum()
+
+    program = jax.make_jaxpr(total)(jnp.zeros([20, 7]))
+    assert ("checkpoint" in str(program) or "remat" in str(program)) == again
+
+
 def test_what_chunked_lets_gradients_through():
     hidden, head, tokens = inputs(count=5)
     packed = supports.pack(random_support(5))
