@@ -1,4 +1,4 @@
-"""The run as a whole: it learns, it resumes bit for bit, it compiles once, it says what it saw."""
+"""The run as a whole: it learns, resumes bit for bit, compiles once, and what it leaves behind."""
 
 import dataclasses
 import json
@@ -22,13 +22,11 @@ from grpo_jax import algorithm, anchors, continuous_batching, objectives, tasks,
 from grpo_jax.ops import controllers, kl, references
 from grpo_jax.ops.advantages import group_normalize
 from grpo_jax.policy import completion_log_probs
-from grpo_jax.run_directory import RunDirectory
 from grpo_jax.update import update
 
-ONE_UPDATE = {"learning_rate": 1e-2}
 SEVERAL = {"learning_rate": 1e-2, "kl_coef": 0.1, "num_minibatches": 2, "num_epochs": 2}
 METHODS = pytest.mark.parametrize(
-    "fields", [ONE_UPDATE, SEVERAL], ids=["one update", "four updates and a reference"]
+    "fields", [toys.ONE_UPDATE, SEVERAL], ids=["one update", "four updates and a reference"]
 )
 
 
@@ -105,7 +103,7 @@ def test_a_run_that_died_between_checkpoints_resumes_from_the_last_one(fields, t
     assert (directory / "evaluations.jsonl").read_text() == ""
 
 
-@pytest.mark.parametrize("fields", [ONE_UPDATE], ids=["one update"])
+@pytest.mark.parametrize("fields", [toys.ONE_UPDATE], ids=["one update"])
 def test_resuming_a_finished_run_changes_nothing(fields, twenty, tmp_path):
     toys.run(tmp_path / "run", steps=20, **fields)
     toys.run(tmp_path / "run", steps=20, resume=True, **fields)
@@ -121,7 +119,7 @@ def test_what_an_objective_keeps_is_resumed(tmp_path):
         kl_controller=partial(controllers.adaptive_kl_coef, target=1e-3, horizon=10, num_samples=4),
         reference=partial(references.refresh, every=2),
     )
-    fields = ONE_UPDATE | {"paper": paper}
+    fields = toys.ONE_UPDATE | {"paper": paper}
     toys.run(tmp_path / "whole", steps=6, **fields)
     toys.run(tmp_path / "run", steps=3, **fields)
     before, place = toys.saved_state(tmp_path / "run", **fields)
@@ -195,7 +193,7 @@ def test_resuming_keeps_the_schedule(tmp_path):
 
 def test_evaluations_are_the_same_after_a_resume_and_not_asked_twice(tmp_path):
     # As many questions and samples as a step has: nothing new to compile but the greedy answer.
-    fields = ONE_UPDATE | {"eval_questions": 4, "eval_samples": 4, "eval_every": 3}
+    fields = toys.ONE_UPDATE | {"eval_questions": 4, "eval_samples": 4, "eval_every": 3}
     whole = toys.run(tmp_path / "whole", steps=6, **fields)
     toys.run(tmp_path / "run", steps=3, **fields)
     resumed = toys.run(tmp_path / "run", steps=6, resume=True, **fields)
@@ -217,7 +215,7 @@ def test_evaluations_are_the_same_after_a_resume_and_not_asked_twice(tmp_path):
 @pytest.mark.parametrize("which", [signal.SIGTERM, signal.SIGINT], ids=lambda which: which.name)
 def test_a_signal_saves_and_the_run_goes_on_from_there(which, tmp_path):
     directory = tmp_path / "run"
-    fields = json.dumps(ONE_UPDATE | {"steps": 1_000_000})
+    fields = json.dumps(toys.ONE_UPDATE | {"steps": 1_000_000})
     root = pathlib.Path(__file__).resolve().parent
     process = subprocess.Popen(
         [sys.executable, str(root / "toys.py"), str(directory), fields],
@@ -241,7 +239,7 @@ def test_a_signal_saves_and_the_run_goes_on_from_there(which, tmp_path):
     finally:
         too_late.cancel()
         process.kill()
-    last = toys.saved_state(directory, **ONE_UPDATE)[0][".step"]
+    last = toys.saved_state(directory, **toys.ONE_UPDATE)[0][".step"]
     assert last >= 4
     text = "".join(output)
     assert f"stopped by {which.name} after step {last}, which is saved" in text
@@ -249,15 +247,15 @@ def test_a_signal_saves_and_the_run_goes_on_from_there(which, tmp_path):
     assert "Traceback" not in text
 
     steps = int(last) + 3
-    toys.run(directory, steps=steps, resume=True, **ONE_UPDATE)
-    toys.run(tmp_path / "whole", steps=steps, **ONE_UPDATE)
-    toys.assert_same_run(directory, tmp_path / "whole", **ONE_UPDATE)
+    toys.run(directory, steps=steps, resume=True, **toys.ONE_UPDATE)
+    toys.run(tmp_path / "whole", steps=steps, **toys.ONE_UPDATE)
+    toys.assert_same_run(directory, tmp_path / "whole", **toys.ONE_UPDATE)
 
 
 def test_the_seed_matters_and_nothing_else_does(tmp_path):
     for name, seed in (("one", 0), ("two", 0), ("three", 1)):
-        toys.run(tmp_path / name, steps=2, seed=seed, **ONE_UPDATE)
-    toys.assert_same_run(tmp_path / "one", tmp_path / "two", **ONE_UPDATE)
+        toys.run(tmp_path / name, steps=2, seed=seed, **toys.ONE_UPDATE)
+    toys.assert_same_run(tmp_path / "one", tmp_path / "two", **toys.ONE_UPDATE)
     one, three = (toys.lines(tmp_path / name, "completions.jsonl") for name in ("one", "three"))
     assert [line["prompt"] for line in one] != [line["prompt"] for line in three]
 
@@ -267,7 +265,7 @@ def test_the_seed_matters_and_nothing_else_does(tmp_path):
 
 @pytest.mark.parametrize(
     ("fields", "scorings"),
-    [(ONE_UPDATE, 0), (SEVERAL, 1)],
+    [(toys.ONE_UPDATE, 0), (SEVERAL, 1)],
     ids=["one update", "four updates and a reference"],
 )
 def test_sampling_scoring_and_update_are_traced_and_compiled_once(fields, scorings, tmp_path):
@@ -291,7 +289,7 @@ def test_sampling_scoring_and_update_are_traced_and_compiled_once(fields, scorin
 
 def test_how_many_rows_are_decoded_at_once_does_not_change_what_is_drawn(tmp_path):
     for rows in (0, 4, 8):
-        toys.run(tmp_path / str(rows), steps=2, rows_at_once=rows, **ONE_UPDATE)
+        toys.run(tmp_path / str(rows), steps=2, rows_at_once=rows, **toys.ONE_UPDATE)
     texts = [
         [line["completions"] for line in toys.lines(tmp_path / str(rows), "completions.jsonl")]
         for rows in (0, 4, 8)
@@ -302,7 +300,7 @@ def test_how_many_rows_are_decoded_at_once_does_not_change_what_is_drawn(tmp_pat
 
 def test_a_run_that_keeps_the_support_evaluates(tmp_path):
     fields = {"top_k": 5, "keep_support": True, "eval_questions": 4, "eval_every": 1}
-    toys.run(tmp_path / "run", steps=2, **ONE_UPDATE | fields)
+    toys.run(tmp_path / "run", steps=2, **toys.ONE_UPDATE | fields)
     asked = toys.lines(tmp_path / "run", "evaluations.jsonl")
     assert [line["step"] for line in asked] == [0, 1, 2]
 
@@ -494,166 +492,3 @@ def test_the_run_directory_is_complete(fields, twenty):
     times = [line["step_time"] for line in toys.lines(twenty, "metrics.jsonl")]
     assert summary["seconds"] == pytest.approx(sum(times), abs=0.01)
     assert "</html>" in (twenty / "report.html").read_text()
-
-
-def test_several_reward_functions_are_weighted_and_may_not_apply(tmp_path):
-    task = tasks.MaxOfThree()
-
-    def length(question, completions):
-        return [float(row.num_tokens) for row in completions]
-
-    def odd(question, completions):  # applies to the first question alone
-        return [1.0 if question.number == 0 else float("nan")] * len(completions)
-
-    def third(question, completions):  # nothing at all for the third question's group
-        return [float("nan")] * len(completions)
-
-    toys.run(
-        tmp_path / "run",
-        steps=1,
-        task=task,
-        rewards={"right": task.reward, "length": length, "odd": odd, "third": third},
-        reward_weights={"length": -0.5, "odd": 2.0},
-        **ONE_UPDATE,
-    )
-    (line,) = toys.lines(tmp_path / "run", "metrics.jsonl")
-    groups = toys.lines(tmp_path / "run", "completions.jsonl")
-    for group in groups:
-        for row in group["completions"]:
-            rewards = row["rewards"]
-            assert rewards["length"] == row["num_tokens"]
-            assert np.isnan(rewards["odd"]) == (group["question"] != 0)
-            assert np.isnan(rewards["third"])
-            total = rewards["right"] - 0.5 * rewards["length"]
-            total += 2.0 * (group["question"] == 0)
-            assert row["reward"] == pytest.approx(total)
-    assert line["rewards/odd/mean"] == 1.0
-    assert np.isnan(line["rewards/third/mean"])
-    assert np.isfinite(line["loss"])
-
-
-def test_completions_without_any_reward_are_left_out_and_move_nothing(tmp_path):
-    task = tasks.MaxOfThree()
-
-    def reward(question, completions):
-        values = task.reward(question, completions)
-        if question.number == 0:
-            return [float("nan")] * len(values)
-        return [float("nan"), *values[1:]]
-
-    toys.run(tmp_path / "run", steps=2, rewards={"partly": reward}, **ONE_UPDATE)
-    first, second = toys.lines(tmp_path / "run", "metrics.jsonl")
-    groups = toys.lines(tmp_path / "run", "completions.jsonl")
-    rewards = np.array([[row["reward"] for row in g["completions"]] for g in groups])
-    advantages = np.array([[row["advantage"] for row in g["completions"]] for g in groups])
-    assert np.isnan(rewards[0]).all()
-    assert np.isnan(rewards[:, 0]).all()
-    assert np.isfinite(rewards[1:, 1:]).all()
-    assert (advantages[np.isnan(rewards)] == 0).all()
-    assert first["reward"] == pytest.approx(np.nanmean(rewards[:4]))
-    assert second["reward"] == pytest.approx(np.nanmean(rewards[4:]))
-    assert np.isfinite([first["loss"], first["grad_norm"], first["reward_std"]]).all()
-    assert np.isfinite(
-        np.concatenate(
-            [
-                leaf.ravel()
-                for path, leaf in toys.saved_state(tmp_path / "run", **ONE_UPDATE)[0].items()
-            ]
-        )
-    ).all()
-
-
-def test_nothing_scored_at_all_changes_no_parameter(tmp_path, capsys):
-    def reward(question, completions):
-        return [float("nan")] * len(completions)
-
-    toys.run(tmp_path / "run", steps=1, rewards={"never": reward}, **ONE_UPDATE)
-    (line,) = toys.lines(tmp_path / "run", "metrics.jsonl")
-    assert np.isnan(line["reward"])
-    assert line["frac_reward_zero_std"] == 1.0
-    assert line["grad_norm"] == 0.0
-    state = toys.saved_state(tmp_path / "run", **ONE_UPDATE)[0]
-    for path, leaf in jax.tree.leaves_with_path(toys.network().load()):
-        np.testing.assert_array_equal(state[".params" + jax.tree_util.keystr(path)], leaf)
-    assert "after step 1" in capsys.readouterr().out
-
-
-# -- it says when nothing can be learnt ----------------------------------------------------------
-
-
-def advice(output):
-    return [line for line in output.splitlines() if line.startswith("after step ")]
-
-
-def test_equal_rewards_are_pointed_out_after_steps_1_5_and_20(tmp_path, capsys):
-    def constant(question, completions):
-        return [1.1] * len(completions)
-
-    fields = {"rewards": {"constant": constant}} | ONE_UPDATE
-    toys.run(tmp_path / "run", steps=3, **fields)
-    toys.run(tmp_path / "run", steps=21, resume=True, **fields)
-    found = advice(capsys.readouterr().out)
-    assert [line.split(":")[0] for line in found] == [f"after step {n}" for n in (1, 5, 20)]
-    for line in found:
-        assert "all rewards were equal" in line
-        assert "1.1" in line
-        assert "--group-size" in line
-        assert "--temperature" in line
-    assert all(line["loss"] == 0 for line in toys.lines(tmp_path / "run", "metrics.jsonl"))
-    assert all(line["grad_norm"] == 0 for line in toys.lines(tmp_path / "run", "metrics.jsonl"))
-
-
-@dataclasses.dataclass(frozen=True)
-class Unreadable(tasks.MaxOfThree):
-    def parse(self, completion):
-        return None
-
-
-def test_truncation_and_unreadable_answers_are_pointed_out(tmp_path, capsys):
-    made = toys.network()
-    endless = toys.CharTokenizer(toys.ALPHABET)
-    endless.stop_ids = (len(endless),)  # no such token
-
-    def lottery(question, completions):
-        return [float(g) for g, _ in enumerate(completions)]
-
-    toys.run(
-        tmp_path / "run",
-        steps=6,
-        task=Unreadable(),
-        network=dataclasses.replace(made, tokenizer=endless),
-        rewards={"lottery": lottery},
-        **ONE_UPDATE,
-    )
-    found = advice(capsys.readouterr().out)
-    assert [line.split(":")[0] for line in found] == ["after step 1"] * 2 + ["after step 5"] * 2
-    assert sum("--max-new-tokens" in line for line in found) == 2
-    assert sum("no answer could be read" in line for line in found) == 2
-    assert not any("equal" in line for line in found)
-
-
-@pytest.mark.parametrize("fields", [ONE_UPDATE], ids=["one update"])
-def test_a_run_that_can_learn_gets_no_advice(fields, tmp_path, capsys):
-    toys.run(tmp_path / "run", steps=5, **fields)
-    assert advice(capsys.readouterr().out) == []
-
-
-def test_the_table_has_a_line_a_step_and_groups_now_and_then(tmp_path, capsys):
-    toys.run(tmp_path / "run", steps=4, **ONE_UPDATE | {"show_every": 2})
-    out = capsys.readouterr().out
-    heading = next(line for line in out.splitlines() if line.split()[:2] == ["step", "reward"])
-    for word in ("no signal", "KL", "entropy", "clipped", "length", "tok/s", "mismatch", "seconds"):
-        assert word in heading
-    rows = [line.split() for line in out.splitlines() if line.split()[:1] in (["1"], ["2"], ["4"])]
-    assert len(rows) == 3
-    assert out.count("  question ") == 3  # steps 1, 2 and 4
-    assert str(tmp_path / "run") in out
-
-
-def test_logs_may_be_read_while_a_line_is_being_written(tmp_path):
-    directory = RunDirectory(tmp_path)
-    (tmp_path / "metrics.jsonl").write_text('{"step": 1}\n{"step": 2}\n{"ste')
-    assert directory.read("metrics.jsonl") == [{"step": 1}, {"step": 2}]
-    (tmp_path / "metrics.jsonl").write_text('{"step": 1}\n{"st\n{"step": 3}\n')
-    with pytest.raises(ValueError, match=r"metrics\.jsonl, line 2 is not JSON"):
-        directory.read("metrics.jsonl")

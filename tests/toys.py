@@ -30,6 +30,7 @@ from grpo_jax.tokenizer import CharTokenizer
 
 EXPERIMENT = "experiments.toy"
 SMALL = {"num_prompts": 4, "group_size": 4, "eval_questions": 0, "show_every": 0}
+ONE_UPDATE = {"learning_rate": 1e-2}
 
 
 def fresh_network(seed=0) -> Network:
